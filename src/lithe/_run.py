@@ -1,0 +1,102 @@
+"""A training run's folder: metrics, checkpoints, the student so far. Everything a killed run needs to go on is here.
+
+    <out>/recipe.json            the resolved recipe and its hash; a run resumes only under the same one
+    <out>/metrics.jsonl          one line every `log_every` steps, always
+    <out>/checkpoints/00000500/  weights, optimiser state, averaged weights, position
+    <out>/student/               the policy folder, rewritten at every checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lithe.checkpoint import write_atomically, write_folder
+
+STATE, POSITION = "state.safetensors", "position.json"
+
+
+class Run:
+    """Reads and writes one run folder."""
+
+    def __init__(self, out: str | Path, identity: dict[str, Any], keep: int = 2):
+        self.out, self.keep = Path(out), keep
+        known = self.out / "recipe.json"
+        if known.exists() and json.loads(known.read_text()) != identity:
+            raise ValueError(f"{self.out} holds a run of another recipe: choose another --out, or delete that folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(known, json.dumps(identity, indent=1).encode())
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in (self.out / "checkpoints").glob("[0-9]*") if (p / POSITION).is_file())
+
+    def save(self, step: int, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+        """Write one checkpoint beside the others, then drop the oldest beyond `keep`."""
+
+        def fill(stage: Path) -> None:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, stage / STATE)
+            (stage / POSITION).write_text(json.dumps({"step": step, **position}))
+
+        write_folder(self.out / "checkpoints" / f"{step:08d}", fill)
+        for old in self.checkpoints()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint, or None. Metrics written after it are dropped: those steps will be run again."""
+        found = self.checkpoints()
+        if not found:
+            return None
+        position = json.loads((found[-1] / POSITION).read_text())
+        self._forget(position["step"])
+        return load_file(found[-1] / STATE), position
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line of metrics."""
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line so far; a line torn by a kill is left out."""
+        path, lines = self.out / "metrics.jsonl", []
+        for text in path.read_text().splitlines() if path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break  # only the last line can be torn, and its steps are run again
+        return lines
+
+    def _forget(self, step: int) -> None:
+        kept = [json.dumps(line) for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.out / "metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+
+
+def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under a common prefix, for one flat file."""
+    return {f"{prefix}/{key}": tensor for key, tensor in tensors.items()}
+
+
+def unpack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors packed under `prefix`."""
+    return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}/")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's per-parameter state as flat tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}/{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

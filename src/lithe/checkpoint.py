@@ -1,0 +1,175 @@
+"""A policy folder on disk <-> a model. Strict both ways, no pickle, nothing is ever half written.
+
+Layout: `student.json` (family, configuration before surgery, history, provenance, SHA-256 of the weights),
+`model.safetensors` (exactly the tensors of the model), and the family's side files. Loading builds the module on the
+meta device, replays the history there, and only then reads weights; a missing, extra or misshaped tensor is an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lithe import registry, surgery
+from lithe.families.base import Family
+
+FORMAT = 1
+CARD, WEIGHTS = "student.json", "model.safetensors"
+
+
+def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **about: Any) -> Path:
+    """Write `model` as a policy folder, replacing an older one only once the new one is complete.
+
+    dtype: stored floating-point type (None = as in memory). about: JSON-able provenance (method, recipe hash, metrics).
+    """
+    tensors = {key: _stored(tensor, dtype) for key, tensor in model.state_dict().items()}
+
+    def fill(stage: Path) -> None:
+        save_file(tensors, stage / WEIGHTS)
+        model.save_extras(stage)
+        card = {
+            "format": FORMAT,
+            "family": model.name,
+            "config": model.describe(),
+            "history": model.history,
+            "sha256": sha256(stage / WEIGHTS),
+            **about,
+        }
+        (stage / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+    return write_folder(Path(folder), fill)
+
+
+def load(source: str | Path, dtype: torch.dtype | None = torch.float32) -> Family:
+    """The model in a policy folder. dtype: floating-point type in memory (None = as stored). ValueError says what to do."""
+    folder = Path(source)
+    card = read_card(folder)
+    family: Any = registry.get("families", card["family"])
+    try:
+        with torch.device("meta"):
+            model: Family = family.blank(card["config"], folder)
+        history = [surgery.parse(op) for op in card["history"]]
+    except (TypeError, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{folder}/{CARD} or a file beside it is damaged ({error}): fetch or save the policy again") from error
+    surgery.replay(model, history)
+    fill(model, read_weights(folder, card["sha256"]), str(folder), dtype)
+    return model.eval()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """`student.json`, checked. Raises ValueError for a folder that is not a policy of this version."""
+    if not (folder / CARD).is_file():
+        raise ValueError(f"{folder} is not a lithe policy folder: it has no {CARD}; check the path")
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder}/{CARD} is not valid JSON ({error}): fetch or save the policy again") from error
+    missing = [key for key in ("format", "family", "config", "history", "sha256") if key not in card]
+    if missing or card["format"] != FORMAT:
+        found = f"lacks {missing[0]!r}" if missing else f"has format {card['format']}, this version reads {FORMAT}"
+        raise ValueError(f"{folder}/{CARD} {found}: save the policy again with this version of lithe")
+    return card
+
+
+def read_weights(folder: Path, digest: str) -> dict[str, torch.Tensor]:
+    """All tensors of a policy folder, after its checksum was verified."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the policy folder is incomplete, fetch or save it again")
+    if sha256(path) != digest:
+        raise ValueError(f"{path} is truncated or damaged (its SHA-256 is not the one in {CARD}): fetch it again")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch it again") from error
+
+
+def fill(model: Family, tensors: dict[str, torch.Tensor], source: str, dtype: torch.dtype | None = None) -> None:
+    """Give `model` exactly these tensors. Raises ValueError naming missing, extra and misshaped ones."""
+    wanted = model.state_dict()
+    problems = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - wanted.keys()),
+        "misshaped": sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape),
+    }
+    found = [f"{len(keys)} {what} tensors ({', '.join(keys[:3])})" for what, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"the weights in {source} do not fit the model: {'; '.join(found)}. Nothing was loaded")
+    model.load_state_dict({key: _stored(tensor, dtype) for key, tensor in tensors.items()}, strict=True, assign=True)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:  # a non-persistent buffer is derived, e.g. SigLIP's position ids
+            parent, _, key = name.rpartition(".")
+            setattr(model.get_submodule(parent), key, _derived(key, buffer))
+
+
+def _derived(key: str, buffer: torch.Tensor) -> torch.Tensor:
+    if key == "position_ids":
+        return torch.arange(buffer.shape[-1]).expand(buffer.shape)
+    raise AssertionError(f"the buffer {key!r} is neither stored nor known how to derive")
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill a staging folder beside `target`, flush it to disk, and only then put it in the target's place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage, old = (target.parent / f".{target.name}.{what}" for what in ("new", "old"))
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        stage.mkdir()
+        fill(stage)
+        for path in stage.rglob("*"):
+            if path.is_file():
+                _flush(path)
+    except BaseException as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise _with_advice(error, target) from error
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    stage.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write one file beside its target, flush it to disk, rename."""
+    stage = path.with_name(f".{path.name}.new")
+    try:
+        stage.write_bytes(content)
+        _flush(stage)
+    except BaseException as error:
+        stage.unlink(missing_ok=True)
+        raise _with_advice(error, path) from error
+    stage.replace(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _with_advice(error: BaseException, target: Path) -> BaseException:
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    full = full or (isinstance(error, SafetensorError) and "No space left" in str(error))
+    if full:
+        return OSError(errno.ENOSPC, f"the disk is full: {target} was not written, what was there before is intact; free space")
+    return error

@@ -1,0 +1,224 @@
+"""The command line: one verb per function of the same name, no logic. `lithe <verb> --help` teaches each one.
+
+Exit codes: 0 done, 1 something outside went wrong (disk, loss), 2 the request cannot be met as written, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Make Vision-Language-Action policies light on their feet.\n\nA teacher goes in; a student of a fraction of its "
+    "layers comes out, with the proof beside it. Start with `lithe demo`.",
+)
+
+Policies = Annotated[list[str], typer.Argument(help="Policy folders, each optionally as name=folder. The first is the reference.")]
+Out = Annotated[Optional[Path], typer.Option(help="Where to write.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="Settings to change, e.g. method.keep=6 train.steps=1000.")]
+
+
+@app.command("list")
+def list_(kind: Annotated[str, typer.Argument(help="families, methods, runtimes, data, sims or recipes")] = "methods") -> None:
+    """Show what there is to choose from."""
+    from lithe.listing import listing
+
+    typer.echo(listing(kind))
+
+
+@app.command()
+def collect(
+    sim: Annotated[str, typer.Argument(help="Simulator with scripted experts.")] = "metaworld",
+    out: Annotated[Path, typer.Option(help="Folder of the new LeRobotDataset v3.")] = Path("data/metaworld-mini"),
+    tasks: Annotated[Optional[str], typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
+    episodes: Annotated[int, typer.Option(help="Successful episodes a task.")] = 100,
+    noise: Annotated[float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="First seed; evaluation uses seeds below 10000.")] = 100_000,
+    processes: Annotated[Optional[int], typer.Option(help="Default: one a core.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
+) -> None:
+    """Record demonstrations of scripted experts as a LeRobotDataset v3.
+
+    Noise is added to what is executed while the expert's clean action is recorded: that teaches recovery. A killed
+    collection goes on when the same command is given again.
+    """
+    from lithe.collect import collect as run
+
+    _finish(run(sim, out, tasks=_split(tasks), episodes=episodes, noise=noise, seed=seed, processes=processes, size=size))
+
+
+@app.command()
+def train(recipe: Path, overrides: Overrides = None, out: Out = None) -> None:
+    """Train a teacher from random weights, as a recipe says. The same command resumes a stopped run."""
+    _train(recipe, overrides, out, scratch=True)
+
+
+@app.command()
+def distill(recipe: Path, overrides: Overrides = None, out: Out = None) -> None:
+    """Cut a student out of a teacher and train it, as a recipe says. The same command resumes a stopped run."""
+    _train(recipe, overrides, out, scratch=False)
+
+
+@app.command("eval")
+def eval_(
+    policies: Policies,
+    sim: Annotated[str, typer.Option(help="Simulator to act in.")] = "metaworld",
+    tasks: Annotated[Optional[str], typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes a task, the same initial states for every policy.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
+    steps: Annotated[Optional[int], typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    replan: Annotated[Optional[int], typer.Option(help="Actions executed of each chunk; default: the policy's own.")] = None,
+    processes: Annotated[Optional[int], typer.Option(help="Default: one a core.")] = None,
+    videos: Annotated[int, typer.Option(help="Record this many episodes a task and policy.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the ledger; the same command resumes.")] = Path("runs/eval"),
+) -> None:
+    """Act in closed loop and compare policies on the same initial states."""
+    from lithe.evaluate import evaluate, table
+
+    names, folders = _named(policies)
+    document = evaluate(
+        folders,
+        sim=sim,
+        tasks=_split(tasks),
+        episodes=episodes,
+        seed=seed,
+        processes=processes,
+        out=out,
+        videos=videos,
+        steps=steps,
+        replan=replan,
+        names=names,
+    )
+    _finish(document, table(document), out / "eval.json")
+
+
+@app.command()
+def bench(
+    policies: Policies,
+    runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
+    warmup: Annotated[int, typer.Option(help="Untimed chunks a policy before.")] = 20,
+    steps: Annotated[Optional[int], typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    runtime: Annotated[str, typer.Option(help="How to run the policies.")] = "eager",
+    out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/bench.json"),
+) -> None:
+    """Time policies, interleaved in one run, split into vision, prefix and denoise, beside this machine's floor."""
+    from lithe.bench import bench as run
+    from lithe.bench import table
+
+    names, folders = _named(policies)
+    document = run(folders, names=names, runs=runs, warmup=warmup, steps=steps, runtime=runtime)
+    _finish(document, table(document), out)
+
+
+@app.command()
+def explain(
+    teacher: Annotated[str, typer.Argument(help="Policy folder, or family:preset such as pi:full.")],
+    method: Annotated[Optional[str], typer.Argument(help="Method, e.g. shallow_pi.")] = None,
+    knobs: Annotated[Optional[list[str]], typer.Argument(help="Knobs of the method, e.g. keep=6.")] = None,
+) -> None:
+    """Show what a method would do to a teacher: layers, parameters, FLOPs, bytes, what trains. Reads no weights."""
+    import yaml
+
+    from lithe.api import method as build
+    from lithe.explain import explain as run
+
+    settings = dict(text.split("=", 1) for text in knobs or [])
+    chosen = build(method, **{k: yaml.safe_load(v) for k, v in settings.items()}) if method else None
+    typer.echo(str(run(teacher, chosen)))
+
+
+@app.command()
+def profile(
+    policy: str,
+    data: Annotated[Optional[str], typer.Option(help="LeRobotDataset to draw samples from; default: random inputs.")] = None,
+    samples: Annotated[int, typer.Option(help="Observations to average over.")] = 64,
+    out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/profile.json"),
+) -> None:
+    """Measure how alike adjacent layers are over denoise time, and what skipping each layer does to the actions."""
+    from lithe.api import data as open_data
+    from lithe.profile import profile as run
+    from lithe.profile import table
+
+    document = run(policy, open_data("lerobot", data) if data else None, samples=samples)
+    _finish(document, table(document), out)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Result files and run folders.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "lithe report",
+) -> None:
+    """Put Results together into one self-contained HTML page."""
+    from lithe.report import report as run
+
+    typer.echo(f"wrote {run(results, out, title=title)}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> None:
+    """From the shipped teacher to a proven student in a quarter of an hour: collect, distil, evaluate, time, report."""
+    from lithe.demo import demo as run
+
+    _finish(run(out))
+
+
+def main() -> None:
+    """Entry point: every foreseen failure is one sentence on standard error and a non-zero exit."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where this one stopped", 130)
+    except (ValueError, ModuleNotFoundError) as error:
+        _fail(str(error), 2)
+    except (OSError, FloatingPointError, RuntimeError) as error:
+        _fail(str(error), 130 if type(error).__name__ == "Interrupted" else 1)
+
+
+def _train(path: Path, overrides: list[str] | None, out: Path | None, scratch: bool) -> None:
+    from lithe.recipe import load
+    from lithe.train import train as run
+
+    recipe = load(path, overrides or [])
+    if scratch != (recipe.teacher.preset is not None):
+        verb = "distill" if scratch else "train"
+        raise ValueError(f"{path} {'starts from a teacher' if scratch else 'starts from random weights'}: use `lithe {verb}`")
+    _finish(run(recipe, out))
+
+
+def _finish(document: dict[str, Any], table: Any = None, path: Path | None = None) -> None:
+    """Show the table, write the Result, and print it as the last line."""
+    from rich.console import Console
+
+    from lithe.result import line, save
+
+    if table is not None:
+        Console().print(table)
+    if path is not None:
+        save(document, path)
+    print(line(document))
+
+
+def _named(policies: list[str]) -> tuple[list[str], list[str]]:
+    """Names and folders from `name=folder` or plain folders."""
+    pairs = [text.split("=", 1) if "=" in text else (Path(text).name, text) for text in policies]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two policies are called {max(names, key=names.count)!r}: name them, as in small=runs/a/student")
+    return names, [folder for _, folder in pairs]
+
+
+def _split(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"lithe: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)

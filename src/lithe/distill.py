@@ -1,0 +1,268 @@
+"""The trainer: cuts a student out of a teacher and trains it, stage by stage. It names no method, family or loss.
+
+Batches and draws are functions of (seed, step), so a resumed run repeats the interrupted one exactly. Teacher and
+student get the same draw. Metrics always go to metrics.jsonl; trackers are extra. A signal only sets a flag: the step
+in progress ends, a checkpoint is written, and the run stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lithe import checkpoint, surgery
+from lithe._run import Run, optimizer_tensors, pack, restore_optimizer, unpack
+from lithe.data.base import Data, batch_indices
+from lithe.families.base import Family
+from lithe.measure import Clock
+from lithe.methods.base import Method, Stage
+from lithe.recipe import Train
+from lithe.teacher import Teacher, same_vision
+from lithe.types import Batch, Draw
+
+LOG_EVERY = 10
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop; a checkpoint was written. The message says how to go on."""
+
+
+def distill(
+    teacher: Family,
+    method: Method,
+    data: Data,
+    train: Train,
+    out: str | Path | None = None,
+    identity: dict[str, Any] | None = None,
+) -> Family:
+    """Train the student that `method` cuts out of `teacher`; returns it in eval mode on the CPU.
+
+    out: run folder (checkpoints, metrics, the student); an existing one of the same identity is resumed. None keeps
+    nothing. identity: JSON-able description of the run, usually the resolved recipe. Raises ValueError for settings that
+    do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite.
+    """
+    student = surgery.cut(teacher, method.cut(teacher))
+    if not method.stages():
+        return student.eval()
+    trainer = Trainer(student, teacher, method, data, train)
+    run = Run(out, identity or {"train": dataclasses.asdict(train)}, train.keep_checkpoints) if out else None
+    with _stop_on_signal() as stop:
+        trainer.fit(run, stop)
+    return trainer.result()
+
+
+class Trainer:
+    """State of one run: student, optimiser, averaged weights, position."""
+
+    def __init__(self, student: Family, teacher: Family, method: Method, data: Data, train: Train):
+        check(train, data, student)
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=train.accumulate,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.device = self.accelerator.device
+        self.student, self.method, self.data, self.train = student.train().to(self.device), method, data, train
+        self.teacher = Teacher(teacher.to(self.device)) if method.needs_teacher else None
+        self.aux = method.aux(teacher).to(self.device)
+        self.student_taps, self.teacher_taps = method.taps(student, teacher)
+        self.stages, self.step, self.samples_seen = list(plan(method.stages(), train.steps)), 0, 0
+        self.averaged = {k: p.detach().clone() for k, p in student.named_parameters()} if train.ema else {}
+        self.clock = Clock()
+
+    def fit(self, run: Run | None, stop: list[bool]) -> None:
+        """Run every remaining step."""
+        saved = run.last() if run else None
+        self.step = saved[1]["step"] if saved else 0
+        bar = tqdm(total=self.train.steps, initial=self.step, desc=self.method.__class__.__name__, disable=None, unit="step")
+        for stage, first, last in self.stages:
+            if self.step < last:
+                self._open(stage, saved)
+                saved = None
+                self._stage(stage, first, last, run, stop, bar)
+        bar.close()
+
+    def _open(self, stage: Stage, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        """Choose what trains, make the optimiser, restore a checkpoint of the same stage."""
+        trained = self._choose(stage)
+        share = self.teacher is not None and same_vision(self.student, self.teacher.model)
+        self.share_vision = share
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=self.train.lr * stage.lr,
+            betas=self.train.betas,
+            eps=self.train.eps,
+            weight_decay=self.train.weight_decay,
+        )
+        if saved:
+            tensors, position = saved
+            checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
+            self.aux.load_state_dict(unpack("aux", tensors), strict=True)
+            self.averaged = unpack("averaged", tensors)
+            if position["stage"] == stage.name:
+                trained = self._choose(stage)  # filling replaced the parameters
+                optimizer = torch.optim.AdamW(trained, **{k: v for k, v in optimizer.defaults.items()})
+                restore_optimizer(optimizer, unpack("optimizer", tensors))
+        self.trained = trained
+        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+
+    def _choose(self, stage: Stage) -> list[nn.Parameter]:
+        """Set requires_grad for a stage. Raises ValueError when a prefix names nothing."""
+        named = {**dict(self.student.named_parameters()), **{f"aux.{k}": p for k, p in self.aux.named_parameters()}}
+        for prefix in (*stage.train, *self.train.freeze):
+            if not any(name.startswith(prefix) for name in named):
+                raise ValueError(f"no parameter starts with {prefix!r}; the model has {', '.join(sorted({n.split('.')[0] for n in named}))}")
+        for name, parameter in named.items():
+            parameter.requires_grad_(name.startswith(stage.train) and not name.startswith(self.train.freeze or "\0"))
+        return [p for p in named.values() if p.requires_grad]
+
+    def _stage(self, stage: Stage, first: int, last: int, run: Run | None, stop: list[bool], bar: Any) -> None:
+        with ThreadPoolExecutor(1) as loader:
+            upcoming: Future[tuple[Batch, Draw]] = loader.submit(self._load, self.step)
+            while self.step < last:
+                self.clock.lap("step")
+                batch, draw = upcoming.result()
+                self.clock.lap("data")
+                if self.step + 1 < last:
+                    upcoming = loader.submit(self._load, self.step + 1)
+                terms = self._update(stage, batch, draw, schedule(self.step - first, last - first, self.train))
+                self.step += 1
+                self._after(stage, terms, run, stop, bar, last)
+
+    def _load(self, step: int) -> tuple[Batch, Draw]:
+        """The batch and the draw of a step: a function of (seed, step, process) alone."""
+        t, rank, world = self.train, self.accelerator.process_index, self.accelerator.num_processes
+        indices = batch_indices(t.seed, step, t.batch, len(self.data))[rank::world]
+        batch = self.student.batch(self.data.samples(indices, self.student.spec.horizon))
+        generator = torch.Generator().manual_seed((t.seed * 1_000_003 + step) * 1_009 + rank)
+        return batch, self.student.draw(batch, generator, t.draws, t.augment)
+
+    def _update(self, stage: Stage, batch: Batch, draw: Draw, lr: float) -> dict[str, Tensor]:
+        """One forward and backward pass, and an optimiser step when the accumulation is full."""
+        batch, draw = batch.to(self.device), _draw_to(draw, self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.train.lr * stage.lr * lr
+        with self.accelerator.accumulate(self.model):
+            enabled = self.train.precision == "bf16"
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+                if self.share_vision and self.teacher:
+                    draw = self.teacher.see(draw)
+                expected = self.teacher(batch, draw, self.teacher_taps) if self.teacher else None
+                out = self.model(batch, draw, self.student_taps)
+            terms = self.method.loss(self.student, out, expected, stage)
+            total = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(total):
+                bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+                raise FloatingPointError(
+                    f"the loss {bad[0] if bad else 'total'} is not finite at step {self.step}: look for NaN in the data, or "
+                    "lower train.lr; the last checkpoint is intact"
+                )
+            self.accelerator.backward(total)
+            if self.accelerator.sync_gradients:
+                norm = self.accelerator.clip_grad_norm_(self.trained, self.train.clip)
+                terms = {**terms, "gradient_norm": torch.as_tensor(norm)}
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self._average()
+        return {name: term.detach() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Exponential average of the weights, quicker at the start so that the random beginning is forgotten."""
+        decay = min(self.train.ema, (1 + self.step) / (10 + self.step))
+        for name, parameter in self.student.named_parameters():
+            if name in self.averaged:
+                self.averaged[name].lerp_(parameter, 1 - decay)
+
+    def _after(self, stage: Stage, terms: dict[str, Tensor], run: Run | None, stop: list[bool], bar: Any, last: int) -> None:
+        """Log, checkpoint, notice a request to stop."""
+        bar.update()
+        logged = self.step % LOG_EVERY == 0 or self.step == last
+        if logged:
+            values = {name: round(float(term), 6) for name, term in terms.items()}
+            bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+            if run and self.accelerator.is_main_process:
+                times = {f"{part}_s": round(seconds, 4) for part, seconds in self.clock.take().items()}
+                run.log({"step": self.step, "stage": stage.name, "lr": self.optimizer.param_groups[0]["lr"], **values, **times})
+        if run and self.accelerator.is_main_process and (stop or self.step % self.train.save_every == 0 or self.step == last):
+            self.save(run, stage)
+        if stop:
+            where = f"; the same command goes on from step {self.step} in {run.out}" if run else ""
+            raise Interrupted(f"stopped at step {self.step} of {self.train.steps}{where}")
+
+    def save(self, run: Run, stage: Stage) -> None:
+        """Checkpoint first, then the student folder made from it."""
+        parts = {"student": self.student.state_dict(), "aux": self.aux.state_dict(), "averaged": self.averaged}
+        tensors = {k: v for prefix, part in parts.items() for k, v in pack(prefix, part).items()}
+        tensors |= pack("optimizer", optimizer_tensors(self.optimizer.optimizer))
+        run.save(self.step, tensors, {"stage": stage.name})
+        about = {"method": {"name": type(self.method).__module__.rpartition(".")[2], **dataclasses.asdict(self.method)}}
+        checkpoint.save(self.result(), run.out / "student", **about, step=self.step, steps=self.train.steps)
+
+    def result(self) -> Family:
+        """A copy of the student as it would be used: averaged weights where averaging is on."""
+        student = surgery.cut(self.student, []).cpu()
+        for name, parameter in student.named_parameters():
+            if name in self.averaged:
+                parameter.data.copy_(self.averaged[name])
+        return student.eval().requires_grad_(False)
+
+
+def check(train: Train, data: Data, student: Family) -> None:
+    """Raises ValueError for settings that cannot work together."""
+    if train.warmup >= train.steps:
+        raise ValueError(f"train.warmup ({train.warmup}) must be below train.steps ({train.steps})")
+    if train.batch > len(data):
+        raise ValueError(f"train.batch is {train.batch}, but the data has only {len(data)} frames")
+    if train.precision not in ("bf16", "fp32"):
+        raise ValueError(f"train.precision must be bf16 or fp32, not {train.precision!r}")
+    missing = [camera for camera in student.spec.cameras if camera not in data.cameras]
+    if missing:
+        raise ValueError(f"the policy needs the camera {missing[0]!r}; the data has {', '.join(data.cameras)}")
+
+
+def plan(stages: list[Stage], steps: int) -> Iterator[tuple[Stage, int, int]]:
+    """Each stage with its first step and the step after its last."""
+    total, done = sum(stage.share for stage in stages), 0.0
+    for stage in stages:
+        first, done = round(steps * done / total), done + stage.share
+        yield stage, first, round(steps * done / total)
+
+
+def schedule(step: int, steps: int, train: Train) -> float:
+    """Learning-rate factor: linear warm-up, then cosine down to `floor`; each stage has its own."""
+    warmup = min(train.warmup, steps // 2)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return train.floor + (1 - train.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _draw_to(draw: Draw, device: torch.device) -> Draw:
+    return Draw(draw.view_BVCYX.to(device), draw.noise_BRHA.to(device), draw.time_BR.to(device))
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[bool]]:
+    """A list that becomes non-empty on SIGINT or SIGTERM; the handlers do nothing else. Only in the main thread."""
+    stop: list[bool] = []
+    try:
+        before = {s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller keeps its own handling
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,414 @@
+"""pi0 and pi0.5: a PaliGemma-like trunk over images and text, and an action expert that denoises a chunk by flow matching.
+
+Expert layer l reads the keys and values of trunk layer l, so both stacks are one lockstep Stack. The prefix never looks
+at the suffix; therefore the trunk runs first, once per observation, and its keys and values serve every denoise step
+and every noise draw of a training step. The last trunk layer computes keys and values only: nothing reads the rest.
+
+    pi05  state written into the prompt as 256 bins; flow time enters through adaptive norms (adaRMS)
+    pi0   state is the first suffix token; flow time is concatenated to each noisy action
+
+Sources: arXiv 2410.24164 (pi0), 2504.16054 (pi0.5); openpi's code for conventions. Shape legend: types.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from lithe.families import _cost, _flow, _prompt, _vision
+from lithe.families._attention import KeyValue, Rope, Stream, Widths, block_mask, rope
+from lithe.families.base import Family
+from lithe.registry import suggestion
+from lithe.surgery import Stack
+from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
+
+NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
+
+
+@dataclass
+class PiConfig:
+    """Everything that fixes the shape and the conventions of a pi policy. `depth` is the one counter surgery changes."""
+
+    variant: str = "pi05"  # or "pi0"
+    depth: int = 18
+    trunk: Widths = Widths(2048, 16384, 8, 1, 256)
+    expert: Widths = Widths(1024, 4096, 8, 1, 256)
+    vision: _vision.VisionSize = _vision.VisionSize(224, 14, 1152, 4304, 27, 16)
+    vocabulary: int = 257_152
+    text: int = 200  # longest prompt in tokens
+    horizon: int = 50
+    replan: int = 10  # actions executed before the next chunk
+    steps: int = 10  # denoise steps
+    width_action: int = 32  # padded action dimensions inside the model
+    width_state: int = 32
+    action_dim: int = 32  # real dimensions, taken from the data
+    state_dim: int = 32
+    cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+    state_in_prompt: bool = True  # pi05 only
+    real_dims_only: bool = False  # leave padded action dimensions out of the losses
+    shift: int = 0  # augmentation: random shift in pixels
+
+    @staticmethod
+    def parse(data: dict[str, Any]) -> PiConfig:
+        """Strict: a key that is not a field is an error."""
+        known = [f.name for f in fields(PiConfig)]
+        for key in data:
+            if key not in known:
+                raise ValueError(f"pi has no setting {key!r}{suggestion(key, known)}")
+        data = dict(data)
+        for key, kind in (("trunk", Widths), ("expert", Widths), ("vision", _vision.VisionSize)):
+            if isinstance(data.get(key), dict):
+                data[key] = kind(**data[key])
+        if "cameras" in data:
+            data["cameras"] = tuple(data["cameras"])
+        config = PiConfig(**data)
+        if config.variant not in ("pi0", "pi05"):
+            raise ValueError(f"variant must be 'pi0' or 'pi05', not {config.variant!r}")
+        return config
+
+
+_MINI = PiConfig(
+    depth=12,
+    trunk=Widths(192, 512, 4, 1, 48),
+    expert=Widths(96, 288, 4, 1, 48),
+    vision=_vision.VisionSize(64, 8, 128, 384, 3, 4, merge=2),
+    vocabulary=320,
+    text=16,
+    horizon=16,
+    replan=8,
+    steps=5,
+    width_action=4,
+    width_state=4,
+    action_dim=4,
+    state_dim=4,
+    cameras=("corner2", "gripperPOV"),
+    shift=2,
+)
+_PICO = replace(
+    _MINI,
+    depth=4,
+    trunk=Widths(32, 48, 2, 1, 16),
+    expert=Widths(16, 32, 2, 1, 16),
+    vision=_vision.VisionSize(16, 4, 16, 32, 1, 2, merge=2),
+    horizon=4,
+    replan=2,
+    steps=3,
+)
+PRESETS = {"full": PiConfig(), "mini": _MINI, "pico": _PICO}
+
+
+class Pi(Family):
+    """pi0 / pi0.5 policy with its preprocessing. Build it with `fresh`, or load one with `lithe.load`."""
+
+    name: ClassVar[str] = "pi"
+    presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
+    stacks: ClassVar[tuple[Stack, ...]] = (
+        Stack("trunk", ("trunk.layers", "expert.layers"), ("config.depth",), index="index"),
+    )
+    vision_prefixes: ClassVar[tuple[str, ...]] = ("vision.",)
+
+    def __init__(self, config: PiConfig):
+        super().__init__()
+        self.config, self.history = config, []
+        self.uncut_depth = config.depth
+        self.normalizer: _prompt.Normalizer | None = None
+        self.tokenizer: Tokenizer | None = None
+        width, adaptive = config.expert.width, config.variant == "pi05"
+        self.vision = _vision.Vision(config.vision, config.trunk.width)
+        self.embed = nn.Embedding(config.vocabulary, config.trunk.width)
+        self.trunk = Stream(config.trunk, config.depth)
+        self.expert = Stream(config.expert, config.depth, width if adaptive else None)
+        self.action_in = nn.Linear(config.width_action, width)
+        self.action_out = nn.Linear(width, config.width_action)
+        self.time_in = nn.Linear(width if adaptive else 2 * width, width)
+        self.time_out = nn.Linear(width, width)
+        self.state_in = None if adaptive else nn.Linear(config.width_state, width)
+
+    # -- making, describing ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fresh(cls, preset: str, seed: int = 0, **overrides: Any) -> Pi:
+        if preset not in PRESETS:
+            raise ValueError(f"pi has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}")
+        config = PiConfig.parse({**asdict(PRESETS[preset]), **overrides})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config)
+            nn.init.normal_(model.embed.weight, std=config.trunk.width**-0.5)
+        return model
+
+    @classmethod
+    def blank(cls, config: dict[str, Any], folder: Path) -> Pi:
+        model = cls(PiConfig.parse(config))
+        model.normalizer = _prompt.Normalizer.load(folder / NORMALIZER)
+        model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        return model
+
+    def describe(self) -> dict[str, Any]:
+        return {**asdict(self.config), "depth": self.uncut_depth}
+
+    def save_extras(self, folder: Path) -> None:
+        assert self.normalizer is not None and self.tokenizer is not None, "fit_to was never called"
+        self.normalizer.save(folder / NORMALIZER)
+        self.tokenizer.save(str(folder / TOKENIZER))
+
+    @property
+    def spec(self) -> Spec:
+        c = self.config
+        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan)
+
+    def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
+        missing = [camera for camera in self.config.cameras if camera not in cameras]
+        if missing:
+            raise ValueError(
+                f"the policy looks through camera {missing[0]!r}, which the data set does not have (it has "
+                f"{', '.join(cameras)}): record it, or set teacher.cameras in the recipe"
+            )
+        normalizer = _prompt.Normalizer("quantiles" if self.config.variant == "pi05" else "mean_std", stats)
+        widths = {"observation.state": self.config.width_state, "action": self.config.width_action}
+        for feature, width in widths.items():
+            size = len(normalizer.affine(feature)[0])
+            if size > width:
+                raise ValueError(f"{feature} has {size} dimensions in the data, the model takes at most {width}")
+        self.config.state_dim = len(normalizer.affine("observation.state")[0])
+        self.config.action_dim = len(normalizer.affine("action")[0])
+        self.normalizer = normalizer
+        self.tokenizer = self.tokenizer or _prompt.word_tokenizer(texts, self.config.vocabulary)
+
+    # -- data in and out ---------------------------------------------------------------------------------------------
+
+    def batch(self, samples: dict[str, Any]) -> Batch:
+        assert self.normalizer is not None, "fit_to was never called"
+        c, images = self.config, []
+        live = [camera in samples["images"] for camera in c.cameras]
+        for camera in c.cameras:
+            raw = samples["images"].get(camera)
+            if raw is None:  # a camera that does not exist is masked, never guessed
+                raw = np.zeros((len(samples["task"]), c.vision.image, c.vision.image, 3), np.uint8)
+            images.append(_vision.resize_with_pad(torch.from_numpy(raw).permute(0, 3, 1, 2), c.vision.image))
+        if not any(live):
+            raise ValueError(f"none of the policy's cameras ({', '.join(c.cameras)}) is in the observation")
+        state = self.normalizer.encode("observation.state", samples["state"])
+        in_prompt = state if c.variant == "pi05" and c.state_in_prompt else [None] * len(state)
+        prompts = [_prompt.prompt(text, s) for text, s in zip(samples["task"], in_prompt, strict=True)]
+        ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text)
+        actions = samples.get("action")
+        if actions is not None:
+            actions = _pad(torch.from_numpy(self.normalizer.encode("action", actions)), c.width_action)
+        return Batch(
+            images_BVCYX=torch.stack(images, dim=1),
+            live_BV=torch.tensor(live).expand(len(ids), -1),
+            tokens_BT=torch.from_numpy(ids),
+            text_BT=torch.from_numpy(valid),
+            state_BS=_pad(torch.from_numpy(state), c.width_state),
+            actions_BHA=actions,
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        assert self.tokenizer is not None, "fit_to was never called"
+        return self.tokenizer
+
+    def observe(self, observations: Sequence[Observation]) -> Batch:
+        key = "observation.images."
+        cameras = [name[len(key) :] for name in observations[0] if name.startswith(key)]
+        return self.batch(
+            {
+                "images": {camera: np.stack([o[key + camera] for o in observations]) for camera in cameras},
+                "state": np.stack([o["observation.state"] for o in observations]).astype(np.float32),
+                "task": [o["task"] for o in observations],
+            }
+        )
+
+    def actions(self, actions_BHA: Tensor) -> Tensor:
+        assert self.normalizer is not None, "fit_to was never called"
+        offset, scale = (torch.from_numpy(x) for x in self.normalizer.affine("action"))
+        return actions_BHA[..., : self.config.action_dim].float().cpu() * scale + offset
+
+    def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
+        c, g = self.config, generator or torch.Generator().manual_seed(0)
+        pixels = (batch, len(c.cameras), 3, c.vision.image, c.vision.image)
+        lengths = torch.randint(c.text // 2, c.text + 1, (batch, 1), generator=g)
+        return Batch(
+            images_BVCYX=torch.randint(0, 256, pixels, generator=g, dtype=torch.uint8),
+            live_BV=torch.ones(batch, len(c.cameras), dtype=torch.bool),
+            tokens_BT=torch.randint(0, c.vocabulary, (batch, c.text), generator=g),
+            text_BT=torch.arange(c.text) < lengths,
+            state_BS=torch.rand(batch, c.width_state, generator=g) * 2 - 1,
+            actions_BHA=torch.rand(batch, c.horizon, c.width_action, generator=g) * 2 - 1,
+        )
+
+    def draw(self, batch: Batch, generator: torch.Generator, draws: int = 1, augment: bool = True) -> Draw:
+        assert batch.actions_BHA is not None, "a training batch needs actions"
+        images, actions = batch.images_BVCYX, batch.actions_BHA
+        if augment and self.config.shift:
+            images = _vision.random_shift(images, self.config.shift, generator)
+        shape = (len(actions), draws, *actions.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(actions.device)
+        time = _flow.sample_time(shape[:2], generator).to(actions.device)
+        return Draw(_vision.to_unit(images), noise, time)
+
+    # -- computing ---------------------------------------------------------------------------------------------------
+
+    def see(self, view_BVCYX: Tensor) -> Tensor:
+        return self.vision(view_BVCYX)
+
+    def forward(self, batch: Batch, draw: Draw, taps: Sequence[Tap] = (), route: Route | None = None) -> Out:
+        assert batch.actions_BHA is not None, "a training batch needs actions"
+        x, target = _flow.interpolate(batch.actions_BHA[:, None], draw.noise_BRHA, draw.time_BR)
+        seen: dict[Tap, Tensor] = {}
+        image = self.see(draw.view_BVCYX) if draw.features_BND is None else draw.features_BND
+        stream, valid = self._embed_prefix(batch, image)
+        caches = self._run_trunk(stream, valid, route, taps, seen)
+        pred = self._velocity(batch, x, draw.time_BR, caches, valid, route, taps, seen)
+        return Out(pred.float(), target, valid, seen)
+
+    def _embed_prefix(self, batch: Batch, image_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix stream [B, N, D] and its validity [B, N]; masked cameras and padded text stay in, but invisible."""
+        text = self.embed(batch.tokens_BT) * math.sqrt(self.config.trunk.width)
+        live = batch.live_BV.repeat_interleave(self.config.vision.tokens, dim=1)
+        return torch.cat([image_BND.to(text.dtype), text], dim=1), torch.cat([live, batch.text_BT], dim=1)
+
+    def _run_trunk(
+        self, x: Tensor, valid: Tensor, route: Route | None, taps: Sequence[Tap], seen: dict[Tap, Tensor]
+    ) -> list[KeyValue | None]:
+        """Keys and values of every trunk layer that runs. The last one does no more than that, unless it is tapped."""
+        rotation = rope((valid.cumsum(1) - 1), self.config.trunk.head_dim)
+        mask, caches = valid[:, None, None, :], []
+        running = _running(route, self.config.depth)
+        last = max((i for i, runs in enumerate(running) if runs), default=-1)
+        wants_end = Tap("prefix", self.config.depth) in taps
+        for i, layer in enumerate(self.trunk.layers):
+            _record(seen, taps, Tap("prefix", i), x)
+            if not running[i]:
+                caches.append(None)
+            elif i == last and not wants_end and all(t.kind != "prefix" or t.layer <= i for t in taps):
+                caches.append(layer.prefix_only(x, rotation))
+            else:
+                after, cache, _ = layer(x, rotation, mask)
+                x = _mix(x, after, route, i)
+                caches.append(cache)
+        _record(seen, taps, Tap("prefix", self.config.depth), x)
+        return caches
+
+    def _velocity(
+        self,
+        batch: Batch,
+        x_BRHA: Tensor,
+        time_BR: Tensor,
+        caches: list[KeyValue | None],
+        valid: Tensor,
+        route: Route | None = None,
+        taps: Sequence[Tap] = (),
+        seen: dict[Tap, Tensor] | None = None,
+    ) -> Tensor:
+        """Velocity [B, R, H, A] of R noisy chunks over one cached prefix."""
+        draws, horizon = x_BRHA.shape[1:3]
+        x, cond, queries = self._embed_suffix(batch, x_BRHA, time_BR)
+        rotation = self._suffix_rope(valid, queries, draws)
+        mask = block_mask(valid, queries, draws, private_first=self.config.variant == "pi0")
+        for i, (layer, cache) in enumerate(zip(self.expert.layers, caches, strict=True)):
+            _record(seen, taps, Tap("suffix", i), x)
+            if cache is None:
+                continue
+            wanted = Tap("attention", i) in taps
+            after, _, scores = layer(x, rotation, mask, cond, cache, scores=wanted)
+            if wanted:
+                seen[Tap("attention", i)] = self._action_rows(scores, queries, draws, horizon)  # type: ignore[index]
+            x = _mix(x, after, route, i)
+        _record(seen, taps, Tap("suffix", self.config.depth), x)
+        x = self.expert.norm(x, cond)[0].unflatten(1, (draws, queries))[:, :, -horizon:]
+        return self.action_out(x)
+
+    def _embed_suffix(self, batch: Batch, x_BRHA: Tensor, time_BR: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """Suffix stream [B, R*queries, width], conditioning of the norms, and tokens per draw."""
+        tokens = self.action_in(x_BRHA)
+        time = _flow.time_embedding(time_BR, self.config.expert.width).to(tokens.dtype)
+        if self.state_in is None:
+            cond = F.silu(self.time_out(F.silu(self.time_in(time))))
+            queries = tokens.shape[2]
+            return tokens.flatten(1, 2), cond, queries
+        joined = torch.cat([tokens, time[:, :, None].expand_as(tokens)], dim=-1)
+        tokens = self.time_out(F.silu(self.time_in(joined)))
+        state = self.state_in(batch.state_BS)[:, None, None].expand(-1, tokens.shape[1], -1, -1)
+        tokens = torch.cat([state.to(tokens.dtype), tokens], dim=2)
+        return tokens.flatten(1, 2), None, tokens.shape[2]
+
+    def _suffix_rope(self, valid: Tensor, queries: int, draws: int) -> Rope:
+        """Every draw takes the positions right behind the valid prefix."""
+        places = torch.arange(queries, device=valid.device).repeat(draws)
+        return rope(valid.sum(1, keepdim=True) + places, self.config.expert.head_dim)
+
+    def _action_rows(self, scores: Tensor, queries: int, draws: int, horizon: int) -> Tensor:
+        """Only the rows of action tokens: pi0's state token is not an action query."""
+        return scores.unflatten(2, (draws, queries))[:, :, :, -horizon:].flatten(2, 3)
+
+    def task_loss(self, out: Out) -> Tensor:
+        return self._distance(out.pred_BRHA, out.target_BRHA)
+
+    def imitation_loss(self, student: Out, teacher: Out) -> Tensor:
+        return self._distance(student.pred_BRHA, teacher.pred_BRHA)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        dims = self.config.action_dim if self.config.real_dims_only else self.config.width_action
+        return F.mse_loss(a[..., :dims], b[..., :dims])
+
+    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(batch, self.config.horizon, self.config.width_action, generator=generator)
+
+    @torch.no_grad()
+    def act(
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        steps: int | None = None,
+        route: Route | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> Tensor:
+        trace = trace or (lambda part: None)
+        image = self.see(_vision.to_unit(batch.images_BVCYX))
+        trace("vision")
+        stream, valid = self._embed_prefix(batch, image)
+        caches = self._run_trunk(stream, valid, route, (), {})
+        trace("prefix")
+
+        def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
+            return self._velocity(batch, x[:, None], time[:, None], caches, valid, route)[:, 0].float()
+
+        chunk = _flow.euler(velocity, noise_BHA, steps or self.config.steps)
+        trace("denoise")
+        return chunk
+
+    def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
+        return _cost.pi_cost(self, views or len(self.config.cameras), text or self.config.text, steps or self.config.steps)
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    return F.pad(x, (0, width - x.shape[-1]))
+
+
+def _running(route: Route | None, depth: int) -> tuple[bool, ...]:
+    running = (True,) * depth if route is None else route.run
+    if len(running) != depth:
+        raise ValueError(f"the route is for {len(running)} layers, the model has {depth}")
+    return running
+
+
+def _mix(before: Tensor, after: Tensor, route: Route | None, layer: int) -> Tensor:
+    """Soft routing: exact at share 0 and at share 1, in every dtype."""
+    if route is None or route.share_BL is None:
+        return after
+    return torch.lerp(before, after, route.share_BL[:, layer, None, None].to(after.dtype))
+
+
+def _record(seen: dict[Tap, Tensor] | None, taps: Sequence[Tap], tap: Tap, x: Tensor) -> None:
+    if seen is not None and tap in taps:
+        seen[tap] = x

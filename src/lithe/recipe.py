@@ -1,0 +1,206 @@
+"""Recipe: one strict YAML file says everything about a training run: teacher, method, data, train, gate.
+
+At most 40 lines, no code, no interpolation, at most one `base:` (a path beside the file, merged underneath). Overrides
+are dotted: `method.keep=6`. An unknown key is an error with a suggestion. The resolved recipe and its hash go into
+every artefact made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from lithe.registry import get, names, suggestion
+
+LINES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """A policy folder or hub id (`source`), or random weights of a family's preset (`family`, `preset`, `seed`)."""
+
+    source: str | None = None
+    family: str | None = None
+    preset: str | None = None
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)  # overrides of the preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A kind of data (`data/<name>.py`) and its arguments."""
+
+    name: str = "lerobot"
+    source: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The budget and the optimiser. Defaults: Shallow-pi's LIBERO runs (openpi's AdamW), where known."""
+
+    steps: int = 30_000
+    batch: int = 64  # observations a step, over all processes
+    draws: int = 1  # noise draws that share one prefix
+    lr: float = 2.5e-5
+    warmup: int = 1_000  # steps of linear warm-up
+    floor: float = 0.1  # final learning rate as a share of lr
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-10
+    clip: float = 1.0  # gradient norm
+    accumulate: int = 1  # optimiser steps every so many batches
+    ema: float = 0.0  # decay of averaged weights, which then are the result; 0 = off
+    precision: str = "bf16"  # autocast; master weights stay float32. "fp32" = none
+    freeze: tuple[str, ...] = ()  # parameter prefixes that no stage trains
+    augment: bool = True
+    seed: int = 0
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio": beside the JSONL, never instead of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What `lithe reproduce` must find: success kept (points lost at most) and speed gained, on a benchmark."""
+
+    sim: str = "metaworld"
+    tasks: tuple[str, ...] = ()  # empty = the simulator's default list
+    episodes: int = 50  # a task
+    points: float = 1.0  # success lost at most, in percentage points
+    speedup: float = 1.0  # p50 latency ratio at least
+    success: float = 0.0  # absolute success rate at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A parsed recipe. `method` keeps its own knobs, checked against the method's dataclass."""
+
+    name: str
+    teacher: TeacherSource
+    method: dict[str, Any]
+    data: DataSource
+    train: Train = Train()
+    gate: Gate | None = None
+
+    def build_method(self) -> Any:
+        """The method object of this recipe."""
+        knobs = dict(self.method)
+        return build_method(knobs.pop("name"), **knobs)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data."""
+        return json.loads(json.dumps(dataclasses.asdict(self) | {"method": self.build_method_settings()}))
+
+    def build_method_settings(self) -> dict[str, Any]:
+        return {"name": self.method["name"], **dataclasses.asdict(self.build_method())}
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_method(name: str, **knobs: Any) -> Any:
+    """A method by name, its knobs checked: a typo is an error with a suggestion."""
+    return strict(get("methods", name), knobs, f"method {name}")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe. Raises ValueError, naming the key, for anything that would be ignored or misread."""
+    data = read(Path(path))
+    for text in overrides:
+        override(data, text)
+    return parse(data, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The YAML mapping in a file, its base merged underneath."""
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path}; `lithe list recipes` shows those shipped")
+    text = path.read_text()
+    if len(text.splitlines()) > LINES:
+        raise ValueError(f"{path} has {len(text.splitlines())} lines; a recipe has at most {LINES}: move shared parts to a base")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must be a mapping with the keys name, teacher, method, data, train")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    under = yaml.safe_load((path.parent / base).read_text()) if (path.parent / base).is_file() else None
+    if not isinstance(under, dict) or "base" in under:
+        raise ValueError(f"{path}: base {base!r} must be a recipe beside it that has no base of its own")
+    return merge(under, data)
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`, mapping by mapping; a method with another name replaces the whole method."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        if both and not (key == "method" and value.get("name", merged[key].get("name")) != merged[key].get("name")):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Apply `a.b=value` in place; the value is YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ValueError(f"{text!r} is not an override; write it as section.key=value, e.g. method.keep=6")
+    *parents, last = path.split(".")
+    here: Any = data
+    for name in parents:
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise ValueError(f"override {text!r}: {name!r} is a value, not a section")
+    here[last] = yaml.safe_load(value)
+
+
+def parse(data: dict[str, Any], where: str) -> Recipe:
+    """A Recipe from plain data, every section strict."""
+    sections = {"teacher": TeacherSource, "data": DataSource, "train": Train, "gate": Gate}
+    values: dict[str, Any] = dict(data)
+    for key, kind in sections.items():
+        if values.get(key) is not None:
+            values[key] = strict(kind, values[key], f"{where}: {key}")
+    if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
+        raise ValueError(f"{where}: method needs a name; one of {', '.join(names('methods'))}")
+    recipe: Recipe = strict(Recipe, values, where)
+    teacher = recipe.teacher
+    if (teacher.source is None) == (teacher.preset is None):
+        raise ValueError(f"{where}: teacher needs either source (a policy) or family and preset (random weights)")
+    recipe.build_method()
+    return recipe
+
+
+def strict(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from a mapping. Raises ValueError for unknown, missing or mistyped keys, with a suggestion."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping of settings, not {values!r}")
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: there is no setting {key!r}{suggestion(str(key), known)}; it knows {', '.join(known)}")
+    plain = {k: v for k, v in values.items() if not dataclasses.is_dataclass(v)}
+    ready = {k: v for k, v in values.items() if dataclasses.is_dataclass(v)}
+    try:
+        hints = TypeAdapter(kind).validate_python({**plain, **{k: dataclasses.asdict(v) for k, v in ready.items()}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {key}: {first['msg'].lower()} (found {first.get('input')!r})") from error
+    return dataclasses.replace(hints, **ready) if ready else hints

@@ -1,0 +1,275 @@
+"""Meta-World (50 tabletop tasks, one Sawyer arm), set up and seeded exactly as LeRobot's own environment does it.
+
+Same as LeRobot: camera corner2 moved to [.75, .075, .7] and turned upright, the state is the first 4 numbers of the raw
+observation (hand xyz, gripper opening; no object positions), the task sentences, 80 Hz.
+Different: a second camera on the wrist (gripperPOV), 64-pixel images, and shadows, reflections and multisampling off,
+which makes a frame ten times cheaper on a CPU. A policy for these pictures is not promised to work on LeRobot's 480-pixel
+shadowed ones. `horizon` is 200 steps, not 500: the scripted experts need 33-100.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lithe.sims.base import Sim
+
+CORNER2_POSITION = (0.75, 0.075, 0.7)
+# The wrist camera looks down past the fingers and never sees these bodies, but drawing them is most of its cost.
+BEHIND_WRIST = ("pedestal", "right_arm_base_link", "head", "right_hand", *(f"right_l{i}" for i in range(7)))
+HIDDEN_GROUP = 5  # a geom group Meta-World does not use
+
+MINI_TASKS = (
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "window-open-v3",
+    "window-close-v3",
+    "faucet-open-v3",
+    "faucet-close-v3",
+    "button-press-topdown-v3",
+    "handle-press-v3",
+    "coffee-button-v3",
+    "plate-slide-v3",
+)
+
+INSTRUCTIONS = {
+    "assembly-v3": "Pick up a nut and place it onto a peg",
+    "basketball-v3": "Dunk the basketball into the basket",
+    "bin-picking-v3": "Grasp the puck from one bin and place it into another bin",
+    "box-close-v3": "Grasp the cover and close the box with it",
+    "button-press-topdown-v3": "Press a button from the top",
+    "button-press-topdown-wall-v3": "Bypass a wall and press a button from the top",
+    "button-press-v3": "Press a button",
+    "button-press-wall-v3": "Bypass a wall and press a button",
+    "coffee-button-v3": "Push a button on the coffee machine",
+    "coffee-pull-v3": "Pull a mug from a coffee machine",
+    "coffee-push-v3": "Push a mug under a coffee machine",
+    "dial-turn-v3": "Rotate a dial 180 degrees",
+    "disassemble-v3": "Pick a nut out of a peg",
+    "door-close-v3": "Close a door with a revolving joint",
+    "door-lock-v3": "Lock the door by rotating the lock clockwise",
+    "door-open-v3": "Open a door with a revolving joint",
+    "door-unlock-v3": "Unlock the door by rotating the lock counter-clockwise",
+    "drawer-close-v3": "Push and close a drawer",
+    "drawer-open-v3": "Open a drawer",
+    "faucet-close-v3": "Rotate the faucet clockwise",
+    "faucet-open-v3": "Rotate the faucet counter-clockwise",
+    "hammer-v3": "Hammer a screw on the wall",
+    "hand-insert-v3": "Insert the gripper into a hole",
+    "handle-press-side-v3": "Press a handle down sideways",
+    "handle-press-v3": "Press a handle down",
+    "handle-pull-side-v3": "Pull a handle up sideways",
+    "handle-pull-v3": "Pull a handle up",
+    "lever-pull-v3": "Pull a lever down 90 degrees",
+    "peg-insert-side-v3": "Insert a peg sideways",
+    "peg-unplug-side-v3": "Unplug a peg sideways",
+    "pick-out-of-hole-v3": "Pick up a puck from a hole",
+    "pick-place-v3": "Pick and place a puck to a goal",
+    "pick-place-wall-v3": "Pick a puck, bypass a wall and place the puck",
+    "plate-slide-back-side-v3": "Get a plate from the cabinet sideways",
+    "plate-slide-back-v3": "Get a plate from the cabinet",
+    "plate-slide-side-v3": "Slide a plate into a cabinet sideways",
+    "plate-slide-v3": "Slide a plate into a cabinet",
+    "push-back-v3": "Push the puck to a goal",
+    "push-v3": "Push the puck to a goal",
+    "push-wall-v3": "Bypass a wall and push a puck to a goal",
+    "reach-v3": "Reach a goal position",
+    "reach-wall-v3": "Bypass a wall and reach a goal",
+    "shelf-place-v3": "Pick and place a puck onto a shelf",
+    "soccer-v3": "Kick a soccer into the goal",
+    "stick-pull-v3": "Grasp a stick and pull a box with the stick",
+    "stick-push-v3": "Grasp a stick and push a box using the stick",
+    "sweep-into-v3": "Sweep a puck into a hole",
+    "sweep-v3": "Sweep a puck off the table",
+    "window-close-v3": "Push and close a window",
+    "window-open-v3": "Push and open a window",
+}
+
+
+class MetaWorld(Sim):
+    """All 50 Meta-World tasks. Needs the extra `lithe[metaworld]`."""
+
+    name: ClassVar[str] = "metaworld"
+    fps: ClassVar[float] = 80.0
+    action_dim: ClassVar[int] = 4
+    state_dim: ClassVar[int] = 4
+    cameras: ClassVar[tuple[str, ...]] = ("corner2", "gripperPOV")
+    horizon: ClassVar[int] = 200
+
+    def __init__(self, size: int = 64) -> None:
+        if not 16 <= size <= 480:
+            raise ValueError(f"image size must be between 16 and 480 pixels, got {size}")
+        self.size = size
+        self._envs: dict[str, Any] = {}
+        self._renderer: _Renderer | None = None
+        self._raw: np.ndarray | None = None
+        self._success = False
+
+    @classmethod
+    def tasks(cls) -> tuple[str, ...]:
+        return tuple(INSTRUCTIONS)
+
+    @classmethod
+    def default_tasks(cls) -> tuple[str, ...]:
+        return MINI_TASKS
+
+    @classmethod
+    def instruction(cls, task: str) -> str:
+        return INSTRUCTIONS[cls.check_task(task)]
+
+    def reset(self, task: str, seed: int) -> None:
+        env = self._env(task)
+        if task != self.task:
+            self._free_renderer()
+        self.task, self._success = task, False
+        env.seed(seed)
+        env.reset(seed=seed)
+        self._raw = _settle(env)
+
+    def step(self, action_A: np.ndarray) -> bool:
+        action_A = self.check_action(action_A)
+        self._raw, _, _, _, info = self._envs[self.task].step(action_A)
+        self._success = self._success or bool(info["success"])
+        return self._success
+
+    @property
+    def success(self) -> bool:
+        return self._success
+
+    def observe(self) -> dict[str, np.ndarray | str]:
+        images = {f"observation.images.{camera}": self.render(camera, self.size) for camera in self.cameras}
+        return {**images, "observation.state": self._raw[:4].astype(np.float32), "task": INSTRUCTIONS[self.task]}
+
+    def render(self, camera: str, size: int) -> np.ndarray:
+        self.check_camera(camera)
+        if self.task is None:
+            raise ValueError("call metaworld.reset(task, seed) before looking at it")
+        env = self._envs[self.task]
+        if self._renderer is None:
+            self._renderer = _Renderer(env.model)
+        picture = self._renderer(env.data, camera, size)
+        return np.ascontiguousarray(picture[::-1, ::-1]) if camera == "corner2" else picture
+
+    def expert(self, task: str) -> Callable[[], np.ndarray]:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        policy = ENV_POLICY_MAP[self.check_task(task)]()
+
+        def act() -> np.ndarray:
+            with warnings.catch_warnings():  # it warns about actions beyond -1..1, which is what the clip is for
+                warnings.simplefilter("ignore", UserWarning)
+                return np.clip(policy.get_action(self._raw), -1.0, 1.0).astype(np.float32)
+
+        return act
+
+    def close(self) -> None:
+        self._free_renderer()
+        self._envs.clear()
+        self.task = None
+
+    def _env(self, task: str) -> Any:
+        """The engine for one task, built once. The first reset draws its own numbers and is forgotten, as in LeRobot."""
+        if self.check_task(task) not in self._envs:
+            benchmark = _import_metaworld().MT1(task, seed=42)
+            env = benchmark.train_classes[task]()
+            env.set_task(benchmark.train_tasks[0])
+            env.model.cam_pos[env.model.camera("corner2").id] = CORNER2_POSITION
+            env.model.vis.quality.offsamples = 0
+            env.reset()
+            env._freeze_rand_vec = False  # without these two, `seed` is ignored
+            env.seeded_rand_vec = True
+            self._envs[task] = env
+        return self._envs[task]
+
+    def _free_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.free()
+            self._renderer = None
+
+
+def _settle(env: Any) -> np.ndarray:
+    """Recomputes body positions and returns the fresh raw observation.
+
+    Meta-World moves the object after its last physics step, so the first picture and observation of an episode would
+    still show the object of the reset before (LeRobot's environment has this).
+    """
+    import mujoco
+
+    mujoco.mj_forward(env.model, env.data)
+    env._prev_obs = env._get_curr_obs_combined_no_goal()
+    return env._get_obs()
+
+
+class _Renderer:
+    """Any camera at any size up to 480 pixels through ONE OpenGL context.
+
+    mujoco.Renderer is tied to one size, and with OSMesa a second one alive makes the first return stale or black
+    pictures without an error.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import mujoco
+
+        self._mujoco, self._model = mujoco, model
+        model.vis.global_.offwidth, model.vis.global_.offheight = 480, 480
+        self._context = _gl_context()
+        self._context.make_current()
+        self._resources = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._resources)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self.free = weakref.finalize(self, _free, self._context, self._resources)  # also at exit, before OpenGL goes
+        behind = [model.body(model.geom_bodyid[g]).name in BEHIND_WRIST for g in range(model.ngeom)]
+        model.geom_group[np.array(behind) & (model.geom_group < 3)] = HIDDEN_GROUP
+
+    def __call__(self, data: Any, camera: str, size: int) -> np.ndarray:
+        mj = self._mujoco
+        view = mj.MjvCamera()
+        view.type, view.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
+        option = mj.MjvOption()
+        option.geomgroup[HIDDEN_GROUP] = camera != "gripperPOV"
+        mj.mjv_updateScene(self._model, data, option, None, view, mj.mjtCatBit.mjCAT_ALL, self._scene)
+        rect = mj.MjrRect(0, 0, size, size)
+        picture = np.empty((size, size, 3), dtype=np.uint8)
+        self._context.make_current()
+        mj.mjr_render(rect, self._scene, self._resources)
+        mj.mjr_readPixels(picture, None, rect, self._resources)
+        return picture[::-1].copy()  # OpenGL counts rows from the bottom
+
+
+def _free(context: Any, resources: Any) -> None:
+    context.make_current()
+    resources.free()
+    context.free()
+
+
+def _gl_context() -> Any:
+    """An off-screen OpenGL context by MUJOCO_GL (egl, osmesa, glfw); without it EGL where there is no display.
+
+    MuJoCo itself reads MUJOCO_GL only once, when first imported, and then wants a display by default.
+    """
+    default = "egl" if sys.platform == "linux" and not os.environ.get("DISPLAY") else "glfw"
+    backend = os.environ.get("MUJOCO_GL") or default
+    if backend not in ("egl", "osmesa", "glfw"):
+        raise ValueError(f"MUJOCO_GL={backend!r} cannot render; set it to egl, osmesa or glfw")
+    try:
+        return importlib.import_module(f"mujoco.{backend}").GLContext(480, 480)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        fix = "install libegl1 and libosmesa6 or choose another backend with MUJOCO_GL=egl|osmesa|glfw"
+        raise ValueError(f"no off-screen OpenGL through {backend} ({error}); {fix}") from error
+
+
+def _import_metaworld() -> Any:
+    try:
+        import metaworld
+    except ImportError as error:
+        raise ValueError("the Meta-World sim is not installed: pip install 'lithe[metaworld]'") from error
+    return metaworld

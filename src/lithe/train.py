@@ -1,0 +1,54 @@
+"""From a recipe to a trained policy folder with its Result: what `lithe train` and `lithe distill` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lithe import api, checkpoint, result
+from lithe._run import Run
+from lithe.distill import distill
+from lithe.recipe import Recipe
+
+
+def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
+    """Run a recipe to its end, resuming what `out` (default runs/<name>) holds; returns the Result.
+
+    A teacher given as a preset starts from random weights and adopts the data's statistics and words; a teacher given as
+    a source is loaded, and its own statistics stay. The policy lands in <out>/student.
+    """
+    out = Path(out or Path("runs") / recipe.name)
+    data = api.data(recipe.data.name, recipe.data.source, **recipe.data.settings)
+    teacher = api.fresh(recipe.teacher) if recipe.teacher.preset else api.load(str(recipe.teacher.source))
+    if recipe.teacher.preset:
+        teacher.fit_to(data.stats, data.tasks, data.cameras)
+    method = recipe.build_method()
+    identity = {"recipe": recipe.resolved(), "hash": recipe.hash}
+    student = distill(teacher, method, data, recipe.train, out, identity)
+    checkpoint.save(
+        student,
+        out / "student",
+        method=recipe.build_method_settings(),
+        teacher=recipe.resolved()["teacher"],
+        recipe_hash=recipe.hash,
+        step=recipe.train.steps,
+        steps=recipe.train.steps,
+    )
+    document = result.make("train", recipe.name, recipe.resolved(), [summary(out, len(data))], recipe.hash)
+    result.save(document, out / "result.json")
+    return document
+
+
+def summary(out: Path, frames: int) -> dict[str, Any]:
+    """Last losses and mean times per step of a finished run."""
+    lines = Run(out, _identity(out)).metrics()
+    tail = lines[-max(1, len(lines) // 20) :]
+    names = [key for key in tail[-1] if key not in ("step", "stage", "lr")] if tail else []
+    means = {key: sum(line[key] for line in tail) / len(tail) for key in names}
+    return {"policy": str(out / "student"), "frames": frames, "train": {k: round(v, 6) for k, v in means.items()}}
+
+
+def _identity(out: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads((out / "recipe.json").read_text())

@@ -1,0 +1,128 @@
+"""The few plain values that travel between the seams: Batch, Draw, Route, Tap, Out, Spec, Cost.
+
+Shape legend, used by every file: B batch, V camera views, C channels, Y X image rows and columns, T text tokens,
+N prefix tokens (image + text), R noise draws that share one prefix, H action horizon (chunk), A action dimensions,
+S state dimensions, L layers, Q action queries of all draws (R*H), K attention heads, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, already normalised and tokenised by the family. Absent fields are None."""
+
+    images_BVCYX: Tensor  # uint8, one size for all views
+    live_BV: Tensor  # bool; False = that camera does not exist in this sample
+    tokens_BT: Tensor  # int64
+    text_BT: Tensor  # bool; False = padding
+    state_BS: Tensor | None = None  # normalised, padded to the model's state width
+    actions_BHA: Tensor | None = None  # normalised, padded to the model's action width; None when acting
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All randomness of one training step, made once; teacher and student must share it.
+
+    `features_BND` holds image tokens already computed by a vision tower that teacher and student have in common.
+    """
+
+    view_BVCYX: Tensor  # float in [-1, 1], augmented
+    noise_BRHA: Tensor
+    time_BR: Tensor  # 1 = pure noise, 0 = data (openpi's convention)
+    features_BND: Tensor | None = None
+
+    def with_features(self, features_BND: Tensor) -> Draw:
+        return replace(self, features_BND=features_BND)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which layers of a stack run, decided once per observation and shared by prefix and expert.
+
+    `run` is hard: the code of a False layer is never executed. `share_BL` is soft (training only): every layer runs and
+    is mixed in as `lerp(h, layer(h), share)`, exact at 0 and at 1.
+    """
+
+    run: tuple[bool, ...]
+    share_BL: Tensor | None = None
+
+    @staticmethod
+    def without(depth: int, *skipped: int) -> Route:
+        """Every layer of `depth` but the skipped ones. Raises ValueError for a layer that is not there."""
+        wrong = [layer for layer in skipped if not 0 <= layer < depth]
+        if wrong:
+            raise ValueError(f"cannot skip layer {wrong[0]}: the stack has layers 0 to {depth - 1}")
+        return Route(tuple(layer not in skipped for layer in range(depth)))
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place inside the model that a loss or an analysis wants to see.
+
+    kind: "attention" = scores of action queries over all keys before the softmax, [B, K, Q, N + Q], masked entries at
+    -1e9; "prefix" = residual stream entering a trunk layer, [B, N, D]; "suffix" = the same in the expert, [B, Q, D].
+    layer: 0 ... L-1; for the streams also L, the stream after the last layer, before the final norm.
+    """
+
+    kind: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class Out:
+    """What one training forward pass returns."""
+
+    pred_BRHA: Tensor
+    target_BRHA: Tensor
+    prefix_BN: Tensor  # bool; valid prefix tokens
+    taps: dict[Tap, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a policy needs to see and what it answers with; enough to check it against data, a simulator or a robot."""
+
+    cameras: tuple[str, ...]  # LeRobot keys without the "observation.images." prefix
+    state_dim: int
+    action_dim: int  # real dimensions, without padding
+    horizon: int  # actions per chunk
+    replan: int  # actions executed before the next chunk is asked for
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arithmetic and traffic of one chunk at batch 1, per component; the model owns this accounting."""
+
+    flops: dict[str, float]  # "vision", "prefix", "denoise"
+    bytes: dict[str, float]  # weights and caches streamed, same keys
+    parameters: dict[str, int]
+
+    @property
+    def total_flops(self) -> float:
+        return sum(self.flops.values())
+
+    @property
+    def total_bytes(self) -> float:
+        return sum(self.bytes.values())
+
+    def floor_ms(self, flops_per_s: float, bytes_per_s: float) -> dict[str, float]:
+        """Roofline per component in ms: the slower of arithmetic and traffic. Launches and activations count as free."""
+        return {k: 1e3 * max(self.flops[k] / flops_per_s, self.bytes[k] / bytes_per_s) for k in self.flops}
+
+
+Observation = dict[str, Any]  # LeRobot keys: "observation.images.<camera>" uint8 HWC, "observation.state", "task"
