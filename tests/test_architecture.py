@@ -368,15 +368,15 @@ def tracked(root: Path) -> list[Path]:
     return [p for p in root.rglob("*") if p.is_file() and not {".venv", ".uv", "__pycache__"} & set(p.parts)]
 
 
-def no_timeless_version(root: Path) -> Iterator[str]:
+def version_stands_once(root: Path) -> Iterator[str]:
     for path in sources(root):
         for node in ast.walk(parse(path)):
-            if (
-                isinstance(node, ast.Assign)
-                and isinstance(node.value, ast.Constant)
-                and any(dotted(t) == "__version__" for t in node.targets)
-            ):
-                yield f"{inside(path, root)}:{node.lineno} states the version again; pyproject.toml is its only place"
+            stated = isinstance(node, ast.Assign) and any(dotted(t) == "__version__" for t in node.targets)
+            if stated and inside(path, root) != "__init__.py":
+                yield f"{inside(path, root)}:{node.lineno} states the version again; it stands in __init__.py alone"
+    project = root / "pyproject.toml"
+    if project.exists() and re.search(r"^version *=", project.read_text(encoding="utf-8"), re.MULTILINE):
+        yield "pyproject.toml states the version again; it stands in src/lithe/__init__.py alone"
 
 
 Rule = Callable[[Path], Iterator[str]]
@@ -419,7 +419,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (recipes_stay_small, "recipes/pi/fake/cut.yaml", "a: ${b}"),
     (no_addresses, "docs/index.md", "see https://py" + "pi.org/simple"),
     (no_addresses, "scripts/x.sh", "cd /" + "work/main"),
-    (no_timeless_version, "src/lithe/__init__.py", "__version__ = '1.2.3'"),
+    (version_stands_once, "src/lithe/types.py", "__version__ = '1.2.3'"),
+    (version_stands_once, "pyproject.toml", "version = '1.2.3'"),
 ]  # fmt: skip
 UNEXPLAINED = [(files_open_with_words, name, "a: 1\n") for name in ("src/lithe/surgery.py", "recipes/a.yaml")]
 RULES = list(dict.fromkeys(rule for rule, *_ in [*PLANTED, *UNEXPLAINED]))

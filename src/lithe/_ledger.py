@@ -40,7 +40,7 @@ class Ledger:
             self._lock()
             lines = self._whole_lines()
             if lines:
-                self._check_terms(self._read(lines[0], 1), terms)
+                self._check_terms(self._read(lines[0], 1), json.loads(json.dumps(terms)))
             else:
                 self._write({"terms": terms})
                 _flush_folder(path.parent)
@@ -70,7 +70,9 @@ class Ledger:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another evaluation is writing {self.path}: wait for it, or choose another folder") from error
+            raise ValueError(
+                f"another evaluation is writing {self.path}: wait for it, or choose another folder"
+            ) from error
 
     def _whole_lines(self) -> list[bytes]:
         """Every line that ends in a newline; what follows the last one was never finished and is cut off."""
@@ -79,7 +81,7 @@ class Ledger:
         if len(whole) < len(content):
             os.ftruncate(self._file, len(whole))
             os.fsync(self._file)
-        return whole.splitlines()
+        return whole.split(b"\n")[:-1]
 
     def _read(self, line: bytes, number: int) -> dict[str, Any]:
         """One line without its checksum."""
@@ -93,7 +95,9 @@ class Ledger:
 
     def _take(self, record: dict[str, Any], number: int) -> None:
         if key(record) in self.records:
-            raise ValueError(f"line {number} of {self.path} repeats the episode {key(record)}: two files were joined; undo it")
+            raise ValueError(
+                f"line {number} of {self.path} repeats the episode {key(record)}: two files were joined; undo it"
+            )
         self.records[key(record)] = record
 
     def _check_terms(self, header: dict[str, Any], terms: dict[str, Any]) -> None:

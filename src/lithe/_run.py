@@ -27,6 +27,7 @@ class Run:
 
     def __init__(self, out: str | Path, identity: dict[str, Any], keep: int = 2):
         self.out, self.keep = Path(out), keep
+        identity = json.loads(json.dumps(identity))  # tuples become lists, as on disk
         known = self.out / "recipe.json"
         if known.exists() and json.loads(known.read_text()) != identity:
             raise ValueError(f"{self.out} holds a run of another recipe: choose another --out, or delete that folder")
@@ -55,7 +56,8 @@ class Run:
             return None
         position = json.loads((found[-1] / POSITION).read_text())
         self._forget(position["step"])
-        return load_file(found[-1] / STATE), position
+        tensors = {key: tensor.clone() for key, tensor in load_file(found[-1] / STATE).items()}  # aligned, as in checkpoint.py
+        return tensors, position
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line of metrics."""

@@ -5,8 +5,8 @@
                         "square-and-add" interval that Fagerland, Lydersen and Laake 2014 recommend)
     steps, jerk         median with the exact interval between order statistics (binomial, distribution-free)
 
-Episodes of several tasks are pooled as if drawn from one mixture. The tasks are fixed in truth, so pooled intervals are
-a little too wide, never too narrow. They speak about new initial states of these tasks, not about new tasks or new
+Episodes of several tasks are pooled as if drawn from one mixture. In truth the tasks are fixed, which can only make the
+pooled intervals a little too wide. They speak about new initial states of these tasks, not about new tasks or new
 trainings of the policy.
 """
 

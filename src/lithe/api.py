@@ -32,10 +32,11 @@ def method(name: str, **knobs: Any) -> Any:
     return recipe.build_method(name, **knobs)
 
 
-def data(name: str, source: str = "", **settings: Any) -> Any:
-    """A data set: `data("lerobot", "path/or/hub-id")`, `data("fake")`."""
+def data(name: str, **settings: Any) -> Any:
+    """A data set: `data("lerobot", root="data/demos")`, `data("lerobot", repo="you/demos")`, `data("fake")`."""
     kind: Any = registry.get("data", name)
-    return kind(source, **settings) if source else kind(**settings)
+    recipe.check_keywords(kind, settings, f"data {name}")
+    return kind(**settings)
 
 
 def runtime(model: Family | str | Path, name: str = "eager", **settings: Any) -> Any:

@@ -146,7 +146,7 @@ def profile(
     from lithe.profile import profile as run
     from lithe.profile import table
 
-    document = run(policy, open_data("lerobot", data) if data else None, samples=samples)
+    document = run(policy, open_data("lerobot", root=data) if data else None, samples=samples)
     _finish(document, table(document), out)
 
 

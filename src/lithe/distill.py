@@ -93,27 +93,23 @@ class Trainer:
         bar.close()
 
     def _open(self, stage: Stage, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
-        """Choose what trains, make the optimiser, restore a checkpoint of the same stage."""
-        trained = self._choose(stage)
-        share = self.teacher is not None and same_vision(self.student, self.teacher.model)
-        self.share_vision = share
+        """Restore weights if there is a checkpoint, choose what trains, make the optimiser."""
+        tensors, position = saved or ({}, {})
+        if saved:
+            checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
+            self.aux.load_state_dict(unpack("aux", tensors), strict=True)
+            self.averaged = unpack("averaged", tensors)
+        self.trained = self._choose(stage)
+        self.share_vision = self.teacher is not None and same_vision(self.student, self.teacher.model)
         optimizer = torch.optim.AdamW(
-            trained,
+            self.trained,
             lr=self.train.lr * stage.lr,
             betas=self.train.betas,
             eps=self.train.eps,
             weight_decay=self.train.weight_decay,
         )
-        if saved:
-            tensors, position = saved
-            checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
-            self.aux.load_state_dict(unpack("aux", tensors), strict=True)
-            self.averaged = unpack("averaged", tensors)
-            if position["stage"] == stage.name:
-                trained = self._choose(stage)  # filling replaced the parameters
-                optimizer = torch.optim.AdamW(trained, **{k: v for k, v in optimizer.defaults.items()})
-                restore_optimizer(optimizer, unpack("optimizer", tensors))
-        self.trained = trained
+        if position.get("stage") == stage.name:
+            restore_optimizer(optimizer, unpack("optimizer", tensors))
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
 
     def _choose(self, stage: Stage) -> list[nn.Parameter]:

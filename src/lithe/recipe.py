@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,15 +33,6 @@ class TeacherSource:
     preset: str | None = None
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)  # overrides of the preset
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSource:
-    """A kind of data (`data/<name>.py`) and its arguments."""
-
-    name: str = "lerobot"
-    source: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +74,12 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A parsed recipe. `method` keeps its own knobs, checked against the method's dataclass."""
+    """A parsed recipe. `method` and `data` hold a name and that plug-in's own settings, checked against it."""
 
     name: str
     teacher: TeacherSource
     method: dict[str, Any]
-    data: DataSource
+    data: dict[str, Any]
     train: Train = Train()
     gate: Gate | None = None
 
@@ -112,6 +104,14 @@ class Recipe:
 def build_method(name: str, **knobs: Any) -> Any:
     """A method by name, its knobs checked: a typo is an error with a suggestion."""
     return strict(get("methods", name), knobs, f"method {name}")
+
+
+def check_keywords(kind: type, settings: dict[str, Any], where: str) -> None:
+    """Raises ValueError, with a suggestion, for a setting that the constructor of a plug-in does not take."""
+    known = [name for name in inspect.signature(kind).parameters if name != "self"]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{where}: there is no setting {key!r}{suggestion(key, known)}; it knows {', '.join(known)}")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -172,18 +172,21 @@ def override(data: dict[str, Any], text: str) -> None:
 
 def parse(data: dict[str, Any], where: str) -> Recipe:
     """A Recipe from plain data, every section strict."""
-    sections = {"teacher": TeacherSource, "data": DataSource, "train": Train, "gate": Gate}
+    sections = {"teacher": TeacherSource, "train": Train, "gate": Gate}
     values: dict[str, Any] = dict(data)
     for key, kind in sections.items():
         if values.get(key) is not None:
             values[key] = strict(kind, values[key], f"{where}: {key}")
-    if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
-        raise ValueError(f"{where}: method needs a name; one of {', '.join(names('methods'))}")
+    for key, kind in (("method", "methods"), ("data", "data")):
+        if key in values and (not isinstance(values[key], dict) or "name" not in values[key]):
+            raise ValueError(f"{where}: {key} needs a name; one of {', '.join(names(kind))}")
     recipe: Recipe = strict(Recipe, values, where)
     teacher = recipe.teacher
     if (teacher.source is None) == (teacher.preset is None):
         raise ValueError(f"{where}: teacher needs either source (a policy) or family and preset (random weights)")
     recipe.build_method()
+    settings = {k: v for k, v in recipe.data.items() if k != "name"}
+    check_keywords(get("data", recipe.data["name"]), settings, f"{where}: data")
     return recipe
 
 

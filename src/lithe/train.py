@@ -18,7 +18,7 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     a source is loaded, and its own statistics stay. The policy lands in <out>/student.
     """
     out = Path(out or Path("runs") / recipe.name)
-    data = api.data(recipe.data.name, recipe.data.source, **recipe.data.settings)
+    data = api.data(**recipe.data)
     teacher = api.fresh(recipe.teacher) if recipe.teacher.preset else api.load(str(recipe.teacher.source))
     if recipe.teacher.preset:
         teacher.fit_to(data.stats, data.tasks, data.cameras)

@@ -1,0 +1,90 @@
+"""The policies that take part in an evaluation: their names, and whether they can act in this sim at all.
+
+Reads what stands beside the weights, never the weights; building a policy is up to the workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lithe import registry
+from lithe.registry import suggestion
+
+if TYPE_CHECKING:
+    from lithe.sims.base import Sim
+    from lithe.types import Spec
+
+
+def folders(policies: Sequence[str | Path], names: Sequence[str] | None) -> dict[str, Path]:
+    """Name -> folder. A name is given, or written "name=folder", or the folder's own."""
+    if not policies or (names is not None and len(names) != len(policies)):
+        raise ValueError(
+            f"{len(policies)} policies with {len(names or ())} names: give at least one policy, and all a name or none"
+        )
+    found: dict[str, Path] = {}
+    for i, policy in enumerate(policies):
+        name, equals, folder = str(policy).partition("=")
+        if not equals or Path(policy).exists():
+            name, folder = Path(policy).absolute().name, str(policy)
+        name = names[i] if names is not None else name
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise ValueError(f"{name!r} cannot name a policy: use letters, digits, '_', '-', '+' and '.'")
+        if name in found:
+            raise ValueError(f"two policies are called {name!r}: name them apart with name=folder")
+        found[name] = Path(folder)
+    return found
+
+
+def reference(against: str | None, names: list[str]) -> str:
+    """The policy that the others are compared with."""
+    if against is not None and against not in names:
+        raise ValueError(
+            f"against={against!r} is not among the policies{suggestion(against, names)}; there are {', '.join(names)}"
+        )
+    return against or names[0]
+
+
+def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> dict[str, Any]:
+    """What the Result says about a policy. Raises ValueError when it cannot act in this sim."""
+    import torch
+
+    from lithe import checkpoint
+
+    card = checkpoint.read_card(folder)
+    family: Any = registry.get("families", card["family"])
+    try:
+        with torch.device("meta"):
+            spec: Spec = family.blank(card["config"], folder).spec
+    except (TypeError, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"policy {name!r} in {folder} is damaged ({error}): fetch or save it again") from error
+    for camera in spec.cameras:
+        if camera not in sim.cameras:
+            raise ValueError(
+                f"policy {name!r} looks through camera {camera!r}; {sim.name} has {', '.join(sim.cameras)}"
+            )
+    for what, wants, has in (("state", spec.state_dim, sim.state_dim), ("action", spec.action_dim, sim.action_dim)):
+        if wants != has:
+            raise ValueError(
+                f"policy {name!r} is for {wants} {what} dimensions, {sim.name} has {has}: it was trained elsewhere"
+            )
+    replan = terms["replan"] or spec.replan
+    if replan > spec.horizon:
+        raise ValueError(f"replan={replan} is more than the {spec.horizon} actions of a chunk of policy {name!r}")
+    policy = {key: card[key] for key in ("family", "config", "history", "sha256")}
+    beside = {p.name: checkpoint.sha256(p) for p in sorted(folder.glob("*.json")) if p.name != checkpoint.CARD}
+    identity = json.dumps([policy, beside, terms], sort_keys=True)
+    facts = {
+        "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+        "weights": card["sha256"],
+        "family": card["family"],
+        "history": card["history"],
+        "chunk": spec.horizon,
+        "replan": replan,
+        "steps": terms["steps"] or card["config"].get("steps"),  # denoise steps, of families that denoise
+    }
+    return {key: value for key, value in facts.items() if value is not None}

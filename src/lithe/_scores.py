@@ -1,0 +1,101 @@
+"""What an evaluation found, from its episodes: rows of the Result, and the same as a table for a terminal.
+
+Only counts and arranges; the intervals are in _statistics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lithe import _statistics
+from lithe._ledger import Key
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+INTERVALS = {
+    "level": 0.95,
+    "success": "Wilson score",
+    "paired": "Newcombe 1998 hybrid score for paired proportions (method 10)",
+    "steps_to_success": "median between order statistics, of successful episodes",
+    "jerk": "median between order statistics, of all episodes",
+}
+JERK_UNIT = "normalised action units per step^3"
+
+
+def rows(
+    records: dict[Key, dict[str, Any]], tasks: Sequence[str], seeds: Sequence[int], names: Sequence[str], reference: str
+) -> list[dict[str, Any]]:
+    """One row a policy, in the order of `names`. `records` may hold more than these tasks, seeds and names."""
+
+    def figures(name: str, tasks: Sequence[str]) -> dict[str, Any]:
+        ours = [records[name, task, seed] for task in tasks for seed in seeds]
+        theirs = [records[reference, task, seed] for task in tasks for seed in seeds] if name != reference else None
+        return _figures(ours, theirs, reference)
+
+    return [
+        {"policy": name, **figures(name, tasks), "tasks": {task: figures(name, [task]) for task in tasks}}
+        for name in names
+    ]
+
+
+def _figures(ours: list[dict[str, Any]], theirs: list[dict[str, Any]] | None, reference: str) -> dict[str, Any]:
+    """The figures of one policy on one set of episodes; element i of both lists is the same episode."""
+    found: dict[str, Any] = {"success": _statistics.success([r["success"] for r in ours])}
+    if theirs is not None:
+        pairs = list(zip(ours, theirs, strict=True))
+        solved = [a["steps"] - b["steps"] for a, b in pairs if a["success"] and b["success"]]
+        found["paired"] = {
+            "against": reference,
+            **_statistics.paired([r["success"] for r in ours], [r["success"] for r in theirs]),
+            "same_start": sum(a["start"] == b["start"] for a, b in pairs),
+            "steps": _statistics.middle(solved),
+        }
+    found["steps_to_success"] = _statistics.middle([r["steps"] for r in ours if r["success"]])
+    found["jerk"] = _statistics.middle([r["jerk"] for r in ours if r["jerk"] is not None])
+    return _measured(found)
+
+
+def _measured(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None: absent means not measured."""
+    kept = {key: value for key, value in figures.items() if value is not None}
+    return {key: _measured(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def table(document: dict[str, Any]) -> Table:
+    """The Result for a terminal: all tasks first, then each; rates with their 95 % interval."""
+    from rich.table import Table
+
+    settings = document["settings"]
+    episodes = f"{settings['episodes']} episodes a task, seeds {settings['seeds'][0]} to {settings['seeds'][1]}"
+    title = f"{settings['sim']}: {episodes}, 95 % intervals"
+    shown = Table(
+        "task", "policy", "success", f"against {settings['against']}", "steps to success", "jerk", title=title
+    )
+    groups = [("all", {row["policy"]: row for row in document["rows"]})]
+    if len(settings["tasks"]) > 1:
+        groups += [
+            (task, {row["policy"]: row["tasks"][task] for row in document["rows"]}) for task in settings["tasks"]
+        ]
+    for task, figures in groups:
+        for i, (policy, row) in enumerate(figures.items()):
+            cells = [_percent(row["success"], "rate"), _percent(row.get("paired"), "difference")]
+            cells += [_number(row.get("steps_to_success"), 0), _number(row.get("jerk"), 3)]
+            shown.add_row("" if i else task, policy, *cells, end_section=i == len(figures) - 1)
+    return shown
+
+
+def _percent(figure: dict[str, Any] | None, name: str) -> str:
+    if figure is None:
+        return ""
+    sign = "+" if name == "difference" else ""
+    value, low, high = (f"{100 * figure[key]:{sign}.1f}" for key in (name, "low", "high"))
+    return f"{value} % ({low} to {high}), n={figure['n']}"
+
+
+def _number(figure: dict[str, Any] | None, digits: int) -> str:
+    if figure is None:
+        return ""
+    interval = f" ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})" if "low" in figure else ""
+    return f"{figure['median']:.{digits}f}{interval}"
