@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any, TypeVar
 
 Job = TypeVar("Job", bound=tuple)
@@ -133,6 +133,7 @@ class _Worker:
 def _work(pipe: Connection, opener: Callable[[Any], Play], setup: Any) -> None:
     """A worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_caller, daemon=True).start()
     os.dup2(2, 1)  # standard output belongs to the caller: its last line is the Result
     try:
         play = opener(setup)
@@ -141,13 +142,21 @@ def _work(pipe: Connection, opener: Callable[[Any], Play], setup: Any) -> None:
             _tell(pipe, answer)
             try:
                 job = json.loads(pipe.recv_bytes())
-            except EOFError:  # no more jobs, or the caller is gone
+            except EOFError:  # no more jobs
                 return
             answer = {"record": play(*job)}
     except ValueError as error:
         _tell(pipe, {"refused": str(error)})
 
 
+def _end_with_caller() -> None:
+    """Ends a worker whose caller was killed, in the middle of a job too: it would only take a core from others."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
+
+
 def _tell(pipe: Connection, message: dict[str, Any]) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # the caller is gone; the next receive ends this process
+    with suppress(BrokenPipeError, ConnectionResetError):  # the caller is gone, and this process soon too
         pipe.send_bytes(json.dumps(message, allow_nan=False).encode())

@@ -64,15 +64,14 @@ def _measured(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(document: dict[str, Any]) -> Table:
-    """The Result for a terminal: all tasks first, then each; rates with their 95 % interval."""
+    """The Result for a terminal: all tasks first, then each; every figure with its 95 % interval."""
     from rich.table import Table
 
     settings = document["settings"]
     episodes = f"{settings['episodes']} episodes a task, seeds {settings['seeds'][0]} to {settings['seeds'][1]}"
-    title = f"{settings['sim']}: {episodes}, 95 % intervals"
-    shown = Table(
-        "task", "policy", "success", f"against {settings['against']}", "steps to success", "jerk", title=title
-    )
+    shown = Table(title=f"{settings['sim']}: {episodes}; in brackets 95 % intervals")
+    for heading in ("task", "policy", "n", "success, %", f"minus {settings['against']}, points", "steps", "jerk"):
+        shown.add_column(heading, no_wrap=heading in ("task", "policy"), justify="right" if heading == "n" else "left")
     groups = [("all", {row["policy"]: row for row in document["rows"]})]
     if len(settings["tasks"]) > 1:
         groups += [
@@ -80,22 +79,15 @@ def table(document: dict[str, Any]) -> Table:
         ]
     for task, figures in groups:
         for i, (policy, row) in enumerate(figures.items()):
-            cells = [_percent(row["success"], "rate"), _percent(row.get("paired"), "difference")]
-            cells += [_number(row.get("steps_to_success"), 0), _number(row.get("jerk"), 3)]
-            shown.add_row("" if i else task, policy, *cells, end_section=i == len(figures) - 1)
+            cells = [_cell(row["success"], "rate", ".1f", 100), _cell(row.get("paired"), "difference", "+.1f", 100)]
+            cells += [_cell(row.get("steps_to_success"), "median", ".0f"), _cell(row.get("jerk"), "median", ".3f")]
+            n = str(row["success"]["n"])
+            shown.add_row("" if i else task, policy, n, *cells, end_section=i == len(figures) - 1)
     return shown
 
 
-def _percent(figure: dict[str, Any] | None, name: str) -> str:
+def _cell(figure: dict[str, Any] | None, name: str, form: str, scale: float = 1) -> str:
     if figure is None:
         return ""
-    sign = "+" if name == "difference" else ""
-    value, low, high = (f"{100 * figure[key]:{sign}.1f}" for key in (name, "low", "high"))
-    return f"{value} % ({low} to {high}), n={figure['n']}"
-
-
-def _number(figure: dict[str, Any] | None, digits: int) -> str:
-    if figure is None:
-        return ""
-    interval = f" ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})" if "low" in figure else ""
-    return f"{figure['median']:.{digits}f}{interval}"
+    numbers = [format(scale * figure[key], form) for key in (name, "low", "high") if key in figure]
+    return numbers[0] if len(numbers) == 1 else "{} ({} to {})".format(*numbers)

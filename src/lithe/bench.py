@@ -21,12 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lithe import api, registry, result
+from lithe._tables import bench_table, peace
 from lithe.families.base import Family
 from lithe.measure import MIB, Neighbours, PeakMemory, Stopwatch, ceilings, percentiles, wall_ms
 from lithe.runtimes.base import Runtime
 from lithe.types import Batch, Cost, Observation
 
-TASK = "push the button"
+table = bench_table
+TASK = "push the button"  # what every policy is told to do
 RESAMPLES = 2000
 LINE = (
     "p50 = a + b * depth. Where the last trunk layer computes keys and values only (as in pi), one prefix layer less "
@@ -90,17 +92,19 @@ def bench(
     """
     if runs < 2 or warmup < 0:
         raise ValueError(f"bench needs at least 2 runs and no negative warm-up, not {runs} and {warmup}")
+    neighbours = Neighbours()  # from here on: a disturbed ceiling spoils the shares just as well
     with _threads(threads):
         attached = [_attach(p, runtime, steps, seed) for p in policies]
         labels = _names(policies, attached, names)
         if baseline is not None and baseline not in labels:
-            raise ValueError(f"no policy is called {baseline!r}{registry.suggestion(baseline, labels)}: {', '.join(labels)}")
+            raise ValueError(
+                f"no policy is called {baseline!r}{registry.suggestion(baseline, labels)}: {', '.join(labels)}"
+            )
         lanes = [_lane(label, r, views, image, seed) for label, r in zip(labels, attached, strict=True)]
         _check_comparable(lanes)
         limits = {(lane.device, lane.dtype): ceilings(lane.device, lane.dtype) for lane in lanes}
         for lane in lanes:
             lane.memory_mb = _memory_mib(lane)
-        neighbours = Neighbours()
         take_turns(lanes, warmup, "warm-up")
         for lane in lanes:
             lane.model_ms, lane.end_to_end_ms = [], []
@@ -111,12 +115,12 @@ def bench(
     machine = {f"{place}/{str(kind)[6:]}": _rounded(limit) for (place, kind), limit in limits.items()}
     document = result.make("bench", "bench", settings, rows, ceilings=machine, fit=_fit(lanes, reference))
     if not settings["quiet"]:
-        logging.getLogger(__name__).warning(_peace(settings))
+        logging.getLogger(__name__).warning(peace(settings))
     return document
 
 
 def load(source: str | Path) -> Family:
-    """As `lithe.load`; a preset, which was never fitted to data, also gets statistics, so that it can run end to end."""
+    """As `lithe.load`; a preset, never fitted to data, also gets statistics, so that it can run end to end."""
     model = api.load(source)
     if not Path(source).exists():
         spec, spread = model.spec, {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
@@ -169,39 +173,12 @@ def fit(points: dict[str, tuple[int, float]]) -> dict[str, Any] | None:
     return {**_rounded(line), "residuals": _rounded(residuals), "note": LINE}
 
 
-def table(document: dict[str, Any]) -> Any:
-    """The Result as rich tables: ratios first; milliseconds hold for this machine only."""
-    from rich.console import Group
-    from rich.table import Table
-
-    speed = Table("policy", "layers", "x faster (95 %)", "% of floor", "p50 / p95 / p99 ms", "end to end ms", "Hz")
-    parts = Table("policy", "vision / prefix / denoise ms", "GFLOP", "M parameters", "MiB")
-    for row in document["rows"]:
-        times, won = row["latency_ms"], row["ratio"]
-        own = row["policy"] == won["against"]
-        speed.add_row(
-            row["policy"],
-            str(row["depth"]),
-            "1 (baseline)" if own else f"{won['p50']:.2f} ({won['low']:.2f}-{won['high']:.2f})",
-            f"{100 * row['share_of_floor']:.3g}",
-            " / ".join(f"{times[q]:.4g}" for q in ("p50", "p95", "p99")),
-            f"{row['end_to_end_ms']['p50']:.4g}",
-            f"{row['hz']:.4g}",
-        )
-        parts.add_row(
-            row["policy"],
-            " / ".join(f"{times[p]:.4g}" if p in times else "-" for p in row["flops"]),
-            f"{sum(row['flops'].values()) / 1e9:.4g}",
-            f"{sum(row['parameters'].values()) / 1e6:.4g}",
-            f"{row['memory_mb']:.4g}" if "memory_mb" in row else "-",
-        )
-    return Group(speed, parts, _caption(document))
-
-
 def _attach(policy: str | Path | Family | Runtime, runtime: str, steps: int | None, seed: int) -> Runtime:
     if isinstance(policy, Runtime):
         if steps is not None and policy.steps != steps:
-            raise ValueError(f"a runtime attached with steps={policy.steps} was given to a bench of steps={steps}: leave one out")
+            raise ValueError(
+                f"a runtime attached with steps={policy.steps} was given to a bench of steps={steps}: leave one out"
+            )
         return policy
     model = policy if isinstance(policy, Family) else load(policy)
     cls: Any = registry.get("runtimes", runtime)
@@ -213,7 +190,9 @@ def _names(policies: Sequence[Any], attached: Sequence[Runtime], names: Sequence
         raise ValueError("bench needs at least one policy")
     if names is not None:
         if len(names) != len(policies) or len(set(names)) != len(names):
-            raise ValueError(f"give every policy a name of its own: {len(names)} names ({', '.join(names)}) for {len(policies)}")
+            raise ValueError(
+                f"give every policy a name of its own: {len(names)} names ({', '.join(names)}) for {len(policies)}"
+            )
         return list(names)
     found: list[str] = []
     for policy, runtime in zip(policies, attached, strict=True):
@@ -229,11 +208,14 @@ def _lane(name: str, runtime: Runtime, views: int | None, image: int | None, see
     model, spec, rng = runtime.model, runtime.spec, np.random.default_rng(seed)
     views = len(spec.cameras) if views is None else views
     if not 1 <= views <= len(spec.cameras):
-        raise ValueError(f"{name} has {len(spec.cameras)} cameras: views must be from 1 to {len(spec.cameras)}, not {views}")
+        raise ValueError(
+            f"{name} has {len(spec.cameras)} cameras: views must be from 1 to {len(spec.cameras)}, not {views}"
+        )
     example = model.example(1)
     side = image or example.images_BVCYX.shape[-1]
     observation: Observation = {
-        f"observation.images.{camera}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for camera in spec.cameras[:views]
+        f"observation.images.{camera}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        for camera in spec.cameras[:views]
     }
     observation |= {"observation.state": rng.uniform(-1, 1, spec.state_dim).astype(np.float32), "task": TASK}
     weights = next(model.parameters())
@@ -242,7 +224,11 @@ def _lane(name: str, runtime: Runtime, views: int | None, image: int | None, see
     padded = batch.text_BT.shape[1]
     cost = model.cost(views, padded, runtime.steps)
     # The cost of denoising is linear in the steps, so it tells how many a policy takes by itself.
-    own_steps = round(cost.flops["denoise"] / model.cost(views, padded, 1).flops["denoise"]) if "denoise" in cost.flops else None
+    own_steps = (
+        round(cost.flops["denoise"] / model.cost(views, padded, 1).flops["denoise"])
+        if "denoise" in cost.flops
+        else None
+    )
     conditions = {
         "runtime": runtime.name,
         "dtype": "+".join(sorted({str(p.dtype)[6:] for p in model.parameters()})),
@@ -324,24 +310,6 @@ def _fit(lanes: Sequence[Lane], reference: Lane) -> dict[str, Any] | None:
 
 def _kind(lane: Lane) -> tuple[Any, ...]:
     return (lane.runtime.model.name, lane.cost.parameters.get("vision"), *lane.conditions.values())
-
-
-def _caption(document: dict[str, Any]) -> str:
-    s, line = document["settings"], document.get("fit")
-    told = [f"{k} {s[k]}" for k in ("runtime", "dtype", "views", "text_tokens", "horizon", "steps", "threads") if k in s]
-    text = f"Milliseconds hold for this machine only (batch 1, {', '.join(told)}, n {s['runs']} after {s['warmup']}). "
-    if line:
-        most = f", no cut passes x{line['ceiling']:.3g}" if "ceiling" in line else ""
-        text += f"p50 = {line['a_ms']:.4g} + {line['b_ms_per_layer']:.4g} * layers{most}. "
-    return text + _peace(s)
-
-
-def _peace(settings: dict[str, Any]) -> str:
-    if settings["quiet"]:
-        return "The machine was quiet."
-    load = f"the load was {settings['load_average']}"
-    busy = f"other processes used {settings['busy_cores_elsewhere']} cores" if "busy_cores_elsewhere" in settings else load
-    return f"THE MACHINE WAS BUSY ({busy}): do not quote these times, repeat them on a quiet machine."
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """Demonstrations from a sim's scripted experts, as one LeRobotDataset v3 that LeRobot itself opens.
 
-Gaussian noise is added to the action that is EXECUTED while the expert's clean action is recorded, so the data shows how
-to come back after a mistake. The noise level is drawn anew for every episode from [0, noise]. Only successes are kept,
-and a few steps after success too, so that a policy learns to stay.
-Episodes are played in parallel into a folder beside the target and the dataset appears there by one rename: a killed
+Gaussian noise is added to the action that is EXECUTED while the expert's clean action is recorded, so the data shows
+how to come back after a mistake; its level is drawn anew for every episode from [0, noise]. Only successes are kept,
+with a few steps after success, so that a policy learns to stay. Images are stored lossless (PNG in Parquet): what a
+policy learns from is what the sim shows it in evaluation.
+Episodes are played in parallel into a folder beside the target, and the dataset appears there by one rename. A killed
 collection never leaves half a dataset under its name, and the same call continues it. The result does not depend on the
-number of processes. Images are stored lossless (PNG in Parquet): a lossy copy would not be what the sim shows in evaluation.
+number of processes. Shapes: T steps of an episode, A action.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ATTEMPTS = 10  # seeds tried per episode before the task counts as too hard for 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the data depends on; a staged collection only continues under equal settings."""
+    """Everything the data depends on; a staged collection continues only under equal settings."""
 
     sim: str
     tasks: tuple[str, ...]
@@ -44,7 +45,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.tasks or self.episodes < 1:
-            raise ValueError(f"nothing to collect: {len(self.tasks)} tasks, {self.episodes} episodes each; both must be at least 1")
+            raise ValueError(
+                f"nothing to collect: tasks={list(self.tasks)}, episodes={self.episodes}; give at least one"
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"a task is named twice in {', '.join(self.tasks)}; raise `episodes` instead")
         if not 0 <= self.noise <= 2:
             raise ValueError(f"noise is a standard deviation of actions in -1..1; {self.noise} is not between 0 and 2")
         if self.stay < 0 or self.seed < 0:
@@ -64,31 +69,31 @@ def collect(
 ) -> dict[str, Any]:
     """Plays `episodes` successful demonstrations of every task and writes them to the folder `out`.
 
-    `tasks` defaults to the sim's own selection, `size` is the image edge in pixels, `stay` the steps recorded after success.
+    `tasks` defaults to the sim's own selection, `processes` to the number of cores; `size` is the image edge in pixels,
+    `stay` the number of steps recorded after success.
     Returns {out, frames, seconds, frames_per_s, size_mb, tasks: {task: {episodes, frames, attempts}}}.
     Raises ValueError when `out` exists, a task is unknown, or an expert fails too often.
     """
+    start = time.monotonic()
     out = Path(out)
     cls = registry.get("sims", sim)
-    chosen = tuple(cls.check_task(task) for task in (tasks if tasks is not None else cls.default_tasks()))
+    chosen = tuple(cls.check_task(task) for task in (cls.default_tasks() if tasks is None else tasks))
     settings = Settings(sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay)
     if out.exists():
-        raise ValueError(f"{out} exists; collection never overwrites: move it away or choose another folder")
-    start = time.perf_counter()
+        raise ValueError(f"{out} exists and collection never overwrites; move it away or choose another folder")
     staging = _stage(out, settings)
-    jobs = [(settings, task, i, staging / "episodes") for task in chosen for i in range(episodes)]
-    summary = _write(staging / "dataset", cls, settings, _played(jobs, processes or os.cpu_count() or 1), len(jobs))
+    jobs = [Job(settings, task, i, staging / "episodes") for task in chosen for i in range(episodes)]
+    rows = _write(staging / "dataset", cls, settings, _played(jobs, processes or os.cpu_count() or 1))
     os.replace(staging / "dataset", out)
     shutil.rmtree(staging)
-    seconds = time.perf_counter() - start
-    megabytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 1e6
-    frames = sum(row["frames"] for row in summary.values())
-    rate = round(frames / seconds, 1)
-    return {"out": str(out), "frames": frames, "seconds": round(seconds, 1), "frames_per_s": rate, "size_mb": round(megabytes, 1), "tasks": summary}
+    seconds, frames = time.monotonic() - start, sum(row["frames"] for row in rows.values())
+    size_mb = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    counts = {"frames": frames, "seconds": round(seconds, 1), "frames_per_s": round(frames / seconds, 1)}
+    return {"out": str(out), **counts, "size_mb": round(size_mb, 1), "tasks": rows}
 
 
 def episode_seed(seed: int, index: int, attempt: int) -> int:
-    """The sim seed of one attempt: never below FIRST_SEED, never used twice within or between collections."""
+    """The sim seed of one attempt: never below FIRST_SEED, never used twice within a collection or between them."""
     return FIRST_SEED + seed * 10_000_000 + index * ATTEMPTS + attempt
 
 
@@ -98,12 +103,12 @@ def play(sim: Sim, task: str, seed: int, noise: float, stay: int) -> dict[str, n
     sigma = rng.uniform(0.0, noise)
     sim.reset(task, seed)
     expert = sim.expert(task)
-    rows: list[dict[str, np.ndarray]] = []
-    left = stay
-    while left > 0 or not sim.success:
-        if len(rows) >= sim.horizon + stay:
+    rows: list[dict[str, Any]] = []
+    stayed = 0
+    while stayed < stay or not sim.success:
+        if not sim.success and len(rows) == sim.horizon:
             return None
-        left -= sim.success
+        stayed += sim.success
         clean_A = np.clip(expert(), -1.0, 1.0).astype(np.float32)
         observation = sim.observe()
         del observation["task"]
@@ -112,101 +117,111 @@ def play(sim: Sim, task: str, seed: int, noise: float, stay: int) -> dict[str, n
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+@dataclass(frozen=True)
+class Job:
+    """One episode to be played in whichever process is free."""
+
+    settings: Settings
+    task: str
+    index: int
+    folder: Path
+
+
+_sims: dict[tuple[str, int], Sim] = {}  # one per process, kept between episodes: building one takes a second
+
+
+def run(job: Job) -> tuple[str, Path]:
+    """Makes sure that the episode's file exists, trying one seed after the other; returns (task, file)."""
+    settings, path = job.settings, job.folder / f"{job.task}-{job.index:05d}.npz"
+    if path.exists():
+        return job.task, path
+    key = (settings.sim, settings.size)
+    if key not in _sims:
+        _sims[key] = registry.get("sims", settings.sim)(size=settings.size)
+    for attempt in range(ATTEMPTS):
+        seed = episode_seed(settings.seed, job.index, attempt)
+        episode = play(_sims[key], job.task, seed, settings.noise, settings.stay)
+        if episode is not None:
+            part = path.with_suffix(f".{os.getpid()}.part.npz")
+            np.savez(part, attempts=np.array(attempt + 1), **episode)
+            os.replace(part, path)
+            return job.task, path
+    fix = f"lower noise={settings.noise} or leave the task out"
+    raise ValueError(f"the expert of {job.task} failed {ATTEMPTS} times in a row; {fix}")
+
+
+def _played(jobs: list[Job], processes: int) -> Iterator[tuple[str, Path]]:
+    """Finished episodes in the order of `jobs`, with a progress bar. Spawned: OpenGL does not survive a fork."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(jobs), desc="episodes", unit="ep", smoothing=0.05) as bar:
+        if processes == 1:
+            for job in jobs:
+                yield run(job)
+                bar.update()
+            return
+        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+            for finished in pool.imap(run, jobs):
+                yield finished
+                bar.update()
+
+
 def _stage(out: Path, settings: Settings) -> Path:
     """The working folder beside the target: fresh, or the one a killed collection with equal settings left."""
     staging = out.parent / f".{out.name}.collecting"
     (staging / "episodes").mkdir(parents=True, exist_ok=True)
-    note = staging / "settings.json"
-    wanted = json.dumps(asdict(settings), indent=1)
+    note, wanted = staging / "settings.json", json.dumps(asdict(settings), indent=1)
     if note.exists() and note.read_text() != wanted:
-        raise ValueError(f"{staging} holds an unfinished collection with other settings; repeat that call or delete the folder")
-    _atomic(note, lambda path: path.write_text(wanted))
+        fix = "repeat that call or delete the folder"
+        raise ValueError(f"{staging} holds an unfinished collection with other settings; {fix}")
+    part = note.with_suffix(".part")
+    part.write_text(wanted)
+    os.replace(part, note)
     shutil.rmtree(staging / "dataset", ignore_errors=True)
     return staging
 
 
-def _atomic(path: Path, write: Any) -> None:
-    """Calls `write` with a neighbouring name and renames the file afterwards."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
-    write(part)
-    os.replace(part, path)
-
-
-_sims: dict[tuple[str, int], Sim] = {}  # one sim per process, kept between its episodes: building one takes a second
-
-
-def _play_job(job: tuple[Settings, str, int, Path]) -> tuple[str, Path]:
-    """Runs in a worker: makes sure that the episode file exists, trying one seed after the other."""
-    settings, task, index, folder = job
-    path = folder / f"{task}-{index:05d}.npz"
-    if path.exists():
-        return task, path
-    key = (settings.sim, settings.size)
-    if key not in _sims:
-        _sims[key] = registry.get("sims", settings.sim)(size=settings.size)
-    sim = _sims[key]
-    for attempt in range(ATTEMPTS):
-        episode = play(sim, task, episode_seed(settings.seed, index, attempt), settings.noise, settings.stay)
-        if episode is not None:
-            _atomic(path, lambda part: np.savez(part, attempts=attempt + 1, **episode))
-            return task, path
-    raise ValueError(f"the expert of {task} failed {ATTEMPTS} times in a row; lower noise={settings.noise} or drop the task")
-
-
-def _played(jobs: list[Any], processes: int) -> Iterator[tuple[str, Path]]:
-    """Finished episodes in the order of `jobs`, played by spawned processes (OpenGL does not survive a fork)."""
-    if processes == 1:
-        yield from map(_play_job, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
-        yield from pool.imap(_play_job, jobs)
-
-
-def _write(root: Path, cls: type[Sim], settings: Settings, played: Iterator[tuple[str, Path]], total: int) -> dict[str, Any]:
+def _write(root: Path, cls: type[Sim], settings: Settings, played: Iterator[tuple[str, Path]]) -> dict[str, Any]:
     """Appends every episode to a new LeRobotDataset in `root` and returns the counts per task."""
-    from tqdm import tqdm
-
-    dataset = _create(root, cls, settings)
-    summary: dict[str, Any] = {}
+    dataset = _create(root, cls, settings.size)
+    rows = {task: {"episodes": 0, "frames": 0, "attempts": 0} for task in settings.tasks}
     numbers: dict[str, list[np.ndarray]] = {"observation.state": [], "action": []}
-    for task, path in tqdm(played, total=total, desc="episodes", unit="ep", smoothing=0.05):
+    for task, path in played:
         with np.load(path) as stored:
             episode = dict(stored)
-        row = summary.setdefault(task, {"episodes": 0, "frames": 0, "attempts": 0})
-        row["attempts"] += int(episode.pop("attempts"))
-        row["episodes"] += 1
-        row["frames"] += len(episode["action"])
+        rows[task]["attempts"] += int(episode.pop("attempts"))
+        rows[task]["episodes"] += 1
+        rows[task]["frames"] += len(episode["action"])
         for t in range(len(episode["action"])):
             dataset.add_frame({**{key: values[t] for key, values in episode.items()}, "task": cls.instruction(task)})
         dataset.save_episode()
         for key, kept in numbers.items():
             kept.append(episode[key])
     dataset.finalize()
-    _exact_stats(root, {key: np.concatenate(kept) for key, kept in numbers.items()})
-    return summary
+    _exact_stats(root / "meta" / "stats.json", {key: np.concatenate(kept) for key, kept in numbers.items()})
+    return rows
 
 
-def _create(root: Path, cls: type[Sim], settings: Settings) -> Any:
+def _create(root: Path, cls: type[Sim], size: int) -> Any:
     try:
         import datasets
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
     except ImportError as error:
         raise ValueError("writing a dataset needs LeRobot: pip install 'lithe[lerobot]'") from error
-    datasets.disable_progress_bars()  # one bar per episode and step otherwise
-    picture = {"dtype": "image", "shape": (settings.size, settings.size, 3), "names": ["height", "width", "channels"]}
-    features = {f"observation.images.{camera}": picture for camera in cls.cameras}
+    datasets.disable_progress_bars()  # it would draw two per episode
+    picture = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
+    features: dict[str, Any] = {f"observation.images.{camera}": picture for camera in cls.cameras}
     features["observation.state"] = {"dtype": "float32", "shape": (cls.state_dim,), "names": None}
     features["action"] = {"dtype": "float32", "shape": (cls.action_dim,), "names": None}
-    robot = "sawyer" if settings.sim == "metaworld" else settings.sim
-    return LeRobotDataset.create(f"lithe/{root.parent.name.strip('.')}", fps=int(cls.fps), features=features, root=root, robot_type=robot, use_videos=False)
+    settings = {"fps": int(cls.fps), "robot_type": cls.robot, "use_videos": False, "video_backend": "pyav"}
+    return LeRobotDataset.create(f"lithe/{cls.name}", features=features, root=root, **settings)
 
 
-def _exact_stats(root: Path, numbers: dict[str, np.ndarray]) -> None:
-    """Replaces LeRobot's quantiles, which are means over per-episode quantiles, by those of all frames."""
-    path = root / "meta" / "stats.json"
+def _exact_stats(path: Path, numbers: dict[str, np.ndarray]) -> None:
+    """Puts statistics of all frames where LeRobot's writer has means over the episodes' own quantiles."""
     stats = json.loads(path.read_text())
     for key, values in numbers.items():
         stats[key].update(mean=values.mean(0, dtype=np.float64).tolist(), std=values.std(0, dtype=np.float64).tolist())
-        for name in (n for n in stats[key] if n.startswith("q")):
+        for name in (name for name in stats[key] if name.startswith("q")):
             stats[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
     path.write_text(json.dumps(stats, indent=4))

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lithe import api, checkpoint, registry, result, surgery
+from lithe._tables import explain_table
 from lithe.families.base import Family
 from lithe.methods.base import Method
 from lithe.types import Cost
 
+table = explain_table
 # Dense bf16 FLOP/s and bytes/s. H200: what practice reaches; the others: data sheets (Thor and Orin derived from sparse
 # rates, and probably high). Floors on them are bounds to compare cuts with, never forecasts.
 MACHINES = {
@@ -122,7 +124,9 @@ def _row(
     return {
         "policy": name,
         "depth": {stack.name: model.depth(stack.name) for stack in model.stacks},
-        "layers": {path: [origins.get(id(layer), -1) for layer in model.get_submodule(path).children()] for path in paths},
+        "layers": {
+            path: [origins.get(id(layer), -1) for layer in model.get_submodule(path).children()] for path in paths
+        },
         "parameters": cost.parameters,
         "flops": cost.flops,
         "bytes": cost.bytes,
@@ -148,7 +152,9 @@ def _stages(method: Method, teacher: Family, student: Family, freeze: tuple[str,
         for prefix in (*stage.train, *freeze):
             if not any(name.startswith(prefix) for name in sizes):
                 known = sorted({name.split(".")[0] for name in sizes})
-                raise ValueError(f"stage {stage.name!r}: no parameter starts with {prefix!r}; there are {', '.join(known)}")
+                raise ValueError(
+                    f"stage {stage.name!r}: no parameter starts with {prefix!r}; there are {', '.join(known)}"
+                )
         trained: dict[str, int] = {}
         for name, size in sizes.items():
             if name.startswith(stage.train) and not name.startswith(freeze):
@@ -156,61 +162,6 @@ def _stages(method: Method, teacher: Family, student: Family, freeze: tuple[str,
         plan = {"stage": stage.name, "share": stage.share, "lr": stage.lr, "train": list(stage.train)}
         told.append({**plan, "trains": trained, "parameters": sum(trained.values()), "of": sum(sizes.values())})
     return told
-
-
-def table(document: dict[str, Any]) -> Any:
-    """The Result as rich tables."""
-    from rich.console import Group
-
-    rows, settings = document["rows"], document["settings"]
-    told = ", ".join(f"{key} {settings[key]}" for key in ("views", "text", "steps", "dtype") if key in settings)
-    lines = [f"{document['name']}: {settings['method']}, {settings['paper']}" if "method" in settings else document["name"]]
-    for path, kept in rows[-1]["layers"].items():
-        lines.append(f"  {path}: {len(kept)} of {len(rows[0]['layers'][path])} layers: {' '.join(map(str, kept))}")
-    lines.append(f"Per chunk at batch 1, {told}; what is not named is the policy's own.")
-    return Group(*lines, _components(rows), _floors(rows), *([_training(rows[1]["stages"])] if len(rows) > 1 else []))
-
-
-def _components(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    grid = Table("", "component", *(f"{row['policy']}{extra}" for row in rows for extra in ("", " share")))
-    if len(rows) > 1:
-        grid.add_column("x less")
-    for key, unit, scale in (("parameters", "M", 1e6), ("flops", "GFLOP", 1e9), ("bytes", "MB", 1e6)):
-        sums = [sum(row[key].values()) for row in rows]
-        for component in [*rows[0][key], "total"]:
-            values = [total if component == "total" else row[key][component] for row, total in zip(rows, sums)]
-            cells = [cell for v, total in zip(values, sums) for cell in (f"{v / scale:,.4g}", f"{100 * v / total:.1f} %")]
-            less = [f"{values[0] / values[1]:.2f}" if values[1] else "-"] if len(rows) > 1 else []
-            first = component == next(iter(rows[0][key]))
-            grid.add_row(f"{key} ({unit})" if first else "", component, *cells, *less, end_section=component == "total")
-    return grid
-
-
-def _floors(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    grid = Table("floor, ms (a bound, not a forecast)", *(row["policy"] for row in rows))
-    if len(rows) > 1:
-        grid.add_column("x faster at most")
-    for machine in rows[0]["floor_ms"]:
-        cells = [f"{sum(row['floor_ms'][machine].values()):.4g}" for row in rows]
-        grid.add_row(machine, *cells, *([f"{rows[1]['ratio']['floor'][machine]:.2f}"] if len(rows) > 1 else []))
-    return grid
-
-
-def _training(stages: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    if not stages:
-        return "Training-free: the method has no stages."
-    grid = Table("stage", "share of steps", "learning rate x", "trains", "M parameters", "of")
-    for stage in stages:
-        parts = ", ".join(f"{name} {size / 1e6:.4g}" for name, size in stage["trains"].items())
-        sizes = (f"{stage[key] / 1e6:,.4g}" for key in ("parameters", "of"))
-        grid.add_row(stage["stage"], f"{stage['share']:.3g}", f"{stage['lr']:.3g}", parts, *sizes)
-    return grid
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

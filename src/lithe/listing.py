@@ -41,6 +41,6 @@ def _recipes(root: Path) -> list[str]:
 
     if not root.is_dir():
         raise ValueError("there is no folder recipes here; run from a checkout of lithe")
-    rows = [(path, yaml.safe_load(path.read_text()) or {}) for path in sorted(root.rglob("*.yaml"))]
+    rows = [(path, yaml.safe_load(path.read_text()) or {}) for path in sorted(root.rglob("[!_]*.yaml"))]
     width = max((len(str(path)) for path, _ in rows), default=0)
     return [f"{path!s:<{width}}  {data.get('method', {}).get('name', 'base')}" for path, data in rows]

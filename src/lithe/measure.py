@@ -35,7 +35,9 @@ def synchronize(device: torch.device | str) -> None:
 def check(device: torch.device | str) -> torch.device:
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"lithe measures on cpu and cuda devices, not on {device.type!r}: move the policy to one of them")
+        raise ValueError(
+            f"lithe measures on cpu and cuda devices, not on {device.type!r}: move the policy to one of them"
+        )
     return device
 
 

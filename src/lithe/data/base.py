@@ -1,7 +1,8 @@
-"""What training asks of a dataset: random access to (images, state, action chunk, task), and statistics to normalise with.
+"""What training asks of a dataset: random access to (images, state, action chunk, task), and its statistics.
 
 The order of samples is a pure function of (seed, step), so a resumed run sees exactly the batches it would have seen.
-Numpy only: no torch, no LeRobot. Shapes: B batch, H action horizon, A action, S state, N frames, Y X image rows and columns.
+Numpy only: no torch, no LeRobot.
+Shapes: B batch, H action horizon, A action, S state, N frames, E episodes, Y X image rows and columns, C channels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Data(ABC):
 
     cameras: tuple[str, ...]  # without the prefix "observation.images."
     fps: float
+    tasks: tuple[str, ...]  # every different task sentence
     state_dim: int
     action_dim: int
     stats: dict[str, dict[str, np.ndarray]]  # "observation.state" and "action" -> STATISTICS -> [S] or [A]

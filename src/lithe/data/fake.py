@@ -32,6 +32,7 @@ class FakeData(Data):
         self.cameras, self.fps = tuple(cameras), fps
         self.state_dim, self.action_dim = state_dim, action_dim
         self._length = length
+        self.tasks = ("reach the red block", "reach the blue block")
         self._images = {c: rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8) for c in self.cameras}
         self._state_NS = rng.normal(size=(frames, state_dim)).astype(np.float32)
         self._action_NA = rng.uniform(-1, 1, (frames, action_dim)).astype(np.float32)
@@ -49,7 +50,7 @@ class FakeData(Data):
             "state": self._state_NS[indices_B],
             "action": self._action_NA[index_BH],
             "padded": padded_BH,
-            "task": [("reach the red block", "reach the blue block")[e % 2] for e in episode_B],
+            "task": [self.tasks[e % 2] for e in episode_B],
         }
 
 

@@ -33,13 +33,16 @@ def pi_cost(model: Pi, views: int, text: int, steps: int) -> Cost:
     prefill = 2 * prefix * trunk + 4 * (len(layers) - 1) * prefix**2 * inner
 
     condition = sum(linear_weights(m) for n, m in model.expert.named_modules() if n.endswith(("_norm", "norm")))
-    per_token = linear_weights(model.expert) - condition + linear_weights(model.action_in) + linear_weights(model.action_out)
-    if c.variant == "pi0":
-        per_token += linear_weights(model.time_in) + linear_weights(model.time_out)
-    else:
-        condition += linear_weights(model.time_in) + linear_weights(model.time_out)
+    per_token = linear_weights(model.expert) - condition
+    per_action = linear_weights(model.action_in) + linear_weights(model.action_out)
+    timing = linear_weights(model.time_in) + linear_weights(model.time_out)
+    if model.state_in is None:  # pi05: the time enters once a step, through the norms
+        once = condition + timing
+    else:  # pi0: it enters with every action, and the state is one more token
+        per_action += timing
+        once = linear_weights(model.state_in)
     attention = 4 * c.depth * queries * (prefix + queries) * inner
-    denoise = steps * (2 * queries * per_token + 2 * condition + attention)
+    denoise = steps * (2 * queries * per_token + 2 * c.horizon * per_action + 2 * once + attention)
 
     size = next(model.parameters()).element_size()
     cache = 2 * c.depth * prefix * c.trunk.kv_heads * c.trunk.head_dim * size
@@ -48,7 +51,7 @@ def pi_cost(model: Pi, views: int, text: int, steps: int) -> Cost:
         bytes={
             "vision": float(size * (tower + projector)),
             "prefix": float(size * trunk),
-            "denoise": float(steps * (size * (per_token + condition) + cache)),
+            "denoise": float(steps * (size * (per_token + per_action + once) + cache)),
         },
         parameters=parameters(model),
     )

@@ -21,6 +21,7 @@ class Sim(ABC):
     """One benchmark. The object may be reset to any of its tasks at any time; it is not shared between threads."""
 
     name: ClassVar[str]
+    robot: ClassVar[str]  # goes into the dataset's metadata
     fps: ClassVar[float]  # control rate: one `step` is 1/fps seconds
     action_dim: ClassVar[int]
     state_dim: ClassVar[int]
@@ -96,5 +97,5 @@ class Sim(ABC):
         if action_A.shape != (self.action_dim,):
             raise ValueError(f"{self.name} takes one action of shape ({self.action_dim},), got {action_A.shape}")
         if not np.isfinite(action_A).all():
-            raise ValueError(f"non-finite action {action_A.tolist()}; check the policy and its normalisation statistics")
+            raise ValueError(f"non-finite action {action_A.tolist()}; check the policy and its normalisation")
         return np.clip(action_A, -1.0, 1.0)

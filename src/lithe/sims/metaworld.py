@@ -3,28 +3,25 @@
 Same as LeRobot: camera corner2 moved to [.75, .075, .7] and turned upright, the state is the first 4 numbers of the raw
 observation (hand xyz, gripper opening; no object positions), the task sentences, 80 Hz.
 Different: a second camera on the wrist (gripperPOV), 64-pixel images, and shadows, reflections and multisampling off,
-which makes a frame ten times cheaper on a CPU. A policy for these pictures is not promised to work on LeRobot's 480-pixel
-shadowed ones. `horizon` is 200 steps, not 500: the scripted experts need 33-100.
+which makes a frame ten times cheaper on a CPU: a policy for these pictures is not promised to work on LeRobot's
+480-pixel shadowed ones. The first observation shows the object where it is (see `_settle`). `horizon` is 200 steps, not
+500: the scripted experts need 27-110. Goal markers are visible, as in LeRobot; at 64 pixels most are one pixel.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
+from lithe.sims._mujoco import Renderer
 from lithe.sims.base import Sim
 
 CORNER2_POSITION = (0.75, 0.075, 0.7)
 # The wrist camera looks down past the fingers and never sees these bodies, but drawing them is most of its cost.
 BEHIND_WRIST = ("pedestal", "right_arm_base_link", "head", "right_hand", *(f"right_l{i}" for i in range(7)))
-HIDDEN_GROUP = 5  # a geom group Meta-World does not use
 
 MINI_TASKS = (
     "drawer-open-v3",
@@ -97,6 +94,7 @@ class MetaWorld(Sim):
     """All 50 Meta-World tasks. Needs the extra `lithe[metaworld]`."""
 
     name: ClassVar[str] = "metaworld"
+    robot: ClassVar[str] = "sawyer"
     fps: ClassVar[float] = 80.0
     action_dim: ClassVar[int] = 4
     state_dim: ClassVar[int] = 4
@@ -108,7 +106,7 @@ class MetaWorld(Sim):
             raise ValueError(f"image size must be between 16 and 480 pixels, got {size}")
         self.size = size
         self._envs: dict[str, Any] = {}
-        self._renderer: _Renderer | None = None
+        self._renderer: Renderer | None = None
         self._raw: np.ndarray | None = None
         self._success = False
 
@@ -153,7 +151,7 @@ class MetaWorld(Sim):
             raise ValueError("call metaworld.reset(task, seed) before looking at it")
         env = self._envs[self.task]
         if self._renderer is None:
-            self._renderer = _Renderer(env.model)
+            self._renderer = Renderer(env.model, hidden={"gripperPOV": BEHIND_WRIST})
         picture = self._renderer(env.data, camera, size)
         return np.ascontiguousarray(picture[::-1, ::-1]) if camera == "corner2" else picture
 
@@ -175,13 +173,12 @@ class MetaWorld(Sim):
         self.task = None
 
     def _env(self, task: str) -> Any:
-        """The engine for one task, built once. The first reset draws its own numbers and is forgotten, as in LeRobot."""
+        """The engine for one task, built once. Its first reset is forgotten, as in LeRobot."""
         if self.check_task(task) not in self._envs:
             benchmark = _import_metaworld().MT1(task, seed=42)
             env = benchmark.train_classes[task]()
             env.set_task(benchmark.train_tasks[0])
             env.model.cam_pos[env.model.camera("corner2").id] = CORNER2_POSITION
-            env.model.vis.quality.offsamples = 0
             env.reset()
             env._freeze_rand_vec = False  # without these two, `seed` is ignored
             env.seeded_rand_vec = True
@@ -205,66 +202,6 @@ def _settle(env: Any) -> np.ndarray:
     mujoco.mj_forward(env.model, env.data)
     env._prev_obs = env._get_curr_obs_combined_no_goal()
     return env._get_obs()
-
-
-class _Renderer:
-    """Any camera at any size up to 480 pixels through ONE OpenGL context.
-
-    mujoco.Renderer is tied to one size, and with OSMesa a second one alive makes the first return stale or black
-    pictures without an error.
-    """
-
-    def __init__(self, model: Any) -> None:
-        import mujoco
-
-        self._mujoco, self._model = mujoco, model
-        model.vis.global_.offwidth, model.vis.global_.offheight = 480, 480
-        self._context = _gl_context()
-        self._context.make_current()
-        self._resources = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._resources)
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
-        self.free = weakref.finalize(self, _free, self._context, self._resources)  # also at exit, before OpenGL goes
-        behind = [model.body(model.geom_bodyid[g]).name in BEHIND_WRIST for g in range(model.ngeom)]
-        model.geom_group[np.array(behind) & (model.geom_group < 3)] = HIDDEN_GROUP
-
-    def __call__(self, data: Any, camera: str, size: int) -> np.ndarray:
-        mj = self._mujoco
-        view = mj.MjvCamera()
-        view.type, view.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
-        option = mj.MjvOption()
-        option.geomgroup[HIDDEN_GROUP] = camera != "gripperPOV"
-        mj.mjv_updateScene(self._model, data, option, None, view, mj.mjtCatBit.mjCAT_ALL, self._scene)
-        rect = mj.MjrRect(0, 0, size, size)
-        picture = np.empty((size, size, 3), dtype=np.uint8)
-        self._context.make_current()
-        mj.mjr_render(rect, self._scene, self._resources)
-        mj.mjr_readPixels(picture, None, rect, self._resources)
-        return picture[::-1].copy()  # OpenGL counts rows from the bottom
-
-
-def _free(context: Any, resources: Any) -> None:
-    context.make_current()
-    resources.free()
-    context.free()
-
-
-def _gl_context() -> Any:
-    """An off-screen OpenGL context by MUJOCO_GL (egl, osmesa, glfw); without it EGL where there is no display.
-
-    MuJoCo itself reads MUJOCO_GL only once, when first imported, and then wants a display by default.
-    """
-    default = "egl" if sys.platform == "linux" and not os.environ.get("DISPLAY") else "glfw"
-    backend = os.environ.get("MUJOCO_GL") or default
-    if backend not in ("egl", "osmesa", "glfw"):
-        raise ValueError(f"MUJOCO_GL={backend!r} cannot render; set it to egl, osmesa or glfw")
-    try:
-        return importlib.import_module(f"mujoco.{backend}").GLContext(480, 480)
-    except (ImportError, AttributeError, RuntimeError) as error:
-        fix = "install libegl1 and libosmesa6 or choose another backend with MUJOCO_GL=egl|osmesa|glfw"
-        raise ValueError(f"no off-screen OpenGL through {backend} ({error}); {fix}") from error
 
 
 def _import_metaworld() -> Any:

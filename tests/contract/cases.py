@@ -1,0 +1,108 @@
+"""What the contract runs on: every method with every family in its pico size, and how to build, cut and train them.
+
+Plug-ins come from the registry, so nothing here changes when one is added. A family with several kinds of model is run
+once for each of its VARIANTS; one that is not listed there is run as its pico preset is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lithe import registry, surgery
+from lithe.data.fake import FakeData
+from lithe.distill import Trainer
+from lithe.families.base import Family
+from lithe.methods.base import Method, Stage
+from lithe.recipe import Train
+from lithe.runtimes.base import Runtime
+
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"pi": ({"variant": "pi05"}, {"variant": "pi0"})}
+KEEP = 2  # layers of a really cut pico student
+Look = Callable[[Family, dict[str, torch.Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family variant, one method, all runtimes. Tests of the contract itself swap in broken ones."""
+
+    family: type[Family]
+    settings: dict[str, Any]
+    method: type[Method]
+    runtimes: tuple[type[Runtime], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        kind = self.method.__module__.rpartition(".")[2]
+        return "-".join([self.family.name, *map(str, self.settings.values()), kind])
+
+    @cached_property
+    def data(self) -> FakeData:
+        spec = self.family.fresh("pico", **self.settings).spec
+        sizes = {"state_dim": spec.state_dim, "action_dim": spec.action_dim, "size": 24}
+        return FakeData(cameras=spec.cameras, episodes=2, length=10, **sizes)
+
+    def teacher(self, **settings: Any) -> Family:
+        """A pico teacher with every parameter moved: zero-initialised gates would make half of the checks vacuous."""
+        model = self.family.fresh("pico", **{**self.settings, **settings})
+        model.fit_to(self.data.stats, self.data.tasks, self.data.cameras)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        return model.eval()
+
+    def build(self, keep: int = KEEP, kind: type[Method] | None = None, **knobs: Any) -> Method:
+        """The method with its defaults; one that has a knob `keep` gets a number that fits a pico teacher."""
+        kind = kind or self.method
+        named = {f.name for f in fields(kind)}
+        return kind(**({"keep": keep} if "keep" in named else {}), **knobs)
+
+    def student(self, keep: int = KEEP, teacher: Family | None = None) -> Family:
+        teacher = teacher or self.teacher()
+        return surgery.cut(teacher, self.build(keep).cut(teacher)).eval()
+
+    def trainer(self, method: Method, teacher: Family | None = None, **train: Any) -> Trainer:
+        """The real trainer, a few small steps long."""
+        teacher = teacher or self.teacher()
+        student = surgery.cut(teacher, method.cut(teacher))
+        settings = {"steps": 1, "batch": 2, "draws": 2, "warmup": 0, "lr": 1e-2, "precision": "fp32", **train}
+        return Trainer(student, teacher, method, self.data, Train(**settings))
+
+    def watched(self, look: Look, keep: int = KEEP, stage: Stage | None = None) -> Method:
+        """The method, which shows its loss terms to `look` at every step, and has only `stage` if one is given."""
+
+        class Watched(self.method):  # type: ignore[name-defined, misc]
+            def loss(self, student: Family, *rest: Any) -> dict[str, torch.Tensor]:
+                terms = super().loss(student, *rest)
+                look(student, terms)
+                return terms
+
+            def stages(self) -> list[Stage]:
+                return [stage] if stage else super().stages()
+
+        return self.build(keep, Watched)
+
+
+def every_case() -> list[Case]:
+    """The registry's methods times its families times their variants."""
+    runtimes = tuple(registry.get("runtimes", name) for name in registry.names("runtimes"))
+    return [
+        Case(registry.get("families", family), settings, registry.get("methods", method), runtimes)
+        for family in registry.names("families")
+        for settings in VARIANTS.get(family, ({},))
+        for method in registry.names("methods")
+    ]
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of everything a model is made of."""
+    return {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are equal bit for bit."""
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)

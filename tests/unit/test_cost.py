@@ -1,0 +1,160 @@
+"""What a policy says it costs, against counting what really runs and against the published numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lithe import surgery
+from lithe.families.base import Family
+from lithe.families.pi import Pi
+from lithe.surgery import KeepLayers
+from lithe.types import Cost
+
+PICO = {
+    "pi05": {},
+    "pi0": {"variant": "pi0"},
+    "one_view": {"cameras": ("corner2",)},
+    "longer": {"horizon": 7, "text": 24},
+}
+
+
+def on_meta(preset: str, keep: tuple[int, ...] | None = None, **settings) -> Pi:
+    with torch.device("meta"):
+        model = Pi.fresh(preset, **settings)
+    surgery.replay(model, [KeepLayers("trunk", keep)] if keep else [])
+    return model.to(torch.bfloat16)
+
+
+def full(depth: int, variant: str = "pi05", **settings) -> Pi:
+    return on_meta("full", depth=depth, variant=variant, **settings)
+
+
+def counted(model: Family, steps: int | None = None) -> tuple[Counter, Counter]:
+    """FLOPs, and bytes of linear and convolution weights, of one real chunk; per part, on the meta device."""
+    model = model.float()
+    batch = model.example(1).to("meta")
+    noise = torch.empty(1, model.spec.horizon, model.noise(1, torch.Generator()).shape[-1], device="meta")
+    flops, weights, running = Counter(), Counter(), Counter()
+
+    def hook(module, *_):
+        running["now"] += module.weight.numel() * module.weight.element_size()
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    with FlopCounterMode(display=False) as counter:
+
+        def trace(part: str) -> None:
+            flops[part] = counter.get_total_flops() - sum(flops.values())
+            weights[part] = running["now"] - sum(weights.values())
+
+        model.act(batch, noise, steps=steps, trace=trace)
+    for handle in handles:
+        handle.remove()
+    return flops, weights
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("keep", [None, (0, 3), (1,)])
+@pytest.mark.parametrize("settings", PICO.values(), ids=PICO)
+def test_flops_are_those_of_a_real_chunk(settings, keep, steps):
+    model = on_meta("pico", keep, **settings)
+    flops, _ = counted(model, steps)
+    assert model.cost(steps=steps).flops == dict(flops)
+
+
+def test_flops_are_those_of_a_real_chunk_at_full_size():
+    model = on_meta("full", (0, 3, 7, 10, 14, 17))
+    assert model.cost(steps=2).flops == dict(counted(model, steps=2)[0])
+
+
+@pytest.mark.parametrize("variant", ["pi0", "pi05"])
+@pytest.mark.parametrize("keep", [None, (0, 3)])
+def test_bytes_are_the_weights_a_real_chunk_reads_and_the_prefix_cache(keep, variant):
+    model = on_meta("pico", keep, variant=variant).float()
+    _, weights = counted(model, steps=3)
+    told = model.cost(steps=3).bytes
+    c = model.config
+    prefix = len(c.cameras) * c.vision.tokens + c.text
+    cache = 3 * 2 * c.depth * prefix * c.trunk.kv_heads * c.trunk.head_dim * 4
+    assert told == {**weights, "denoise": weights["denoise"] + cache}
+
+
+def test_half_the_width_of_a_number_is_half_the_bytes():
+    model = on_meta("pico")
+    half = model.cost().bytes
+    assert {k: 2 * v for k, v in half.items()} == model.float().cost().bytes
+
+
+@pytest.mark.parametrize("keep", [None, (0, 3)])
+def test_parameters_add_up_to_the_model(keep):
+    model = on_meta("pico", keep)
+    assert sum(model.cost().parameters.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_last_trunk_layer_is_charged_for_keys_and_values_only():
+    one, two = on_meta("pico", (0,)), on_meta("pico", (0, 3))
+    layer = one.trunk.layers[0]
+    tokens = len(one.config.cameras) * one.config.vision.tokens + one.config.text
+    kv = layer.k_proj.weight.numel() + layer.v_proj.weight.numel()
+    assert one.cost().flops["prefix"] == 2 * tokens * kv
+    assert two.cost().flops["prefix"] > 3 * one.cost().flops["prefix"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "trunk", "pi0", "pi05", "pi0_total", "pi05_total"),
+    [(18, 1.982, 0.311, 0.425, 3.24, 3.35), (9, 0.991, 0.156, 0.212, 2.09, 2.15), (6, 0.661, 0.104, 0.142, 1.71, 1.74)],
+)
+def test_published_sizes(depth, trunk, pi0, pi05, pi0_total, pi05_total):
+    """In billions. The published pi0.5 expert leaves out its final adaptive norm (3.15 M) and the others' biases."""
+    final = sum(p.numel() for p in full(depth).expert.norm.parameters())
+    for variant, expert, total in (("pi0", pi0, pi0_total), ("pi05", pi05, pi05_total)):
+        told = full(depth, variant).cost().parameters
+        assert told["trunk"] / 1e9 == pytest.approx(trunk, abs=6e-4)
+        assert (told["expert"] - (final if variant == "pi05" else 0)) / 1e9 == pytest.approx(expert, abs=6e-4)
+        assert sum(told.values()) / 1e9 == pytest.approx(total, abs=0.01)
+
+
+def dead_layer(model: Pi, tokens: int) -> float:
+    """FLOPs of one prefix layer beyond its keys and values: published counts include them for the last layer too."""
+    layer = model.trunk.layers[-1]
+    kv = layer.k_proj.weight.numel() + layer.v_proj.weight.numel()
+    every = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    return 2 * tokens * (every - kv) + 4 * tokens**2 * model.config.trunk.heads * model.config.trunk.head_dim
+
+
+@pytest.mark.parametrize(
+    ("variant", "text", "horizon", "teraflops"),
+    [("pi0", 48, 50, (3.07, 1.75, 1.31)), ("pi05", 200, 10, (3.41, 1.92, 1.43))],
+)
+def test_published_arithmetic(variant, text, horizon, teraflops):
+    """Two views and ten steps. Published figures run the whole last trunk layer, which this implementation does not.
+
+    They also leave out pi0's time projections (0.003) and were cut, not rounded, to two decimals.
+    """
+    for depth, published in zip((18, 9, 6), teraflops, strict=True):
+        model = full(depth, variant, horizon=horizon)
+        told = model.cost(views=2, text=text, steps=10).total_flops + dead_layer(model, 2 * 256 + text)
+        assert told / 1e12 == pytest.approx(published, rel=0.008)
+
+
+@pytest.mark.parametrize(("depth", "prefix", "expert"), [(18, 5.03, 1.49), (9, 2.52, 0.75), (6, 1.68, 0.50)])
+def test_published_floor(depth, prefix, expert):
+    """H200 at 790 TFLOP/s and 4300 GB/s; published with the last layer whole and the adaptive norms tabulated."""
+    model = full(depth)
+    cost = model.cost(views=3, text=200, steps=10)
+    floor = cost.floor_ms(790e12, 4300e9)
+    norms = sum(p.numel() for name, p in model.expert.named_parameters() if name.endswith("dense.weight"))
+    timing = sum(m.weight.numel() for m in (model.time_in, model.time_out))
+    streamed = cost.bytes["denoise"] - 10 * 2 * (norms + timing)
+    assert floor["vision"] == pytest.approx(0.84, abs=0.005)
+    assert floor["prefix"] + 1e3 * dead_layer(model, 968) / 790e12 == pytest.approx(prefix, abs=0.01)
+    assert 1e3 * streamed / 4300e9 == pytest.approx(expert, abs=0.01)
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_traffic():
+    cost = Cost({"vision": 2e9, "denoise": 1e9}, {"vision": 1e6, "denoise": 5e6}, {})
+    assert cost.floor_ms(1e12, 1e9) == {"vision": 2.0, "denoise": 5.0}
