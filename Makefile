@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv first; nothing has to be installed by hand.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs clean
+.PHONY: help setup demo test check format tables docs clean
 PYTHON := .venv/bin/python
 # Two workers on two cores; more than four would spend their time importing torch.
 WORKERS := --numprocesses=logical --maxprocesses=4 --dist=worksteal
@@ -25,6 +25,9 @@ check: setup ## formatting, lint and types
 format: setup ## rewrite the code in the house format and mend what lint can
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
+
+tables: setup ## rewrite the tables of README.md from results/
+	$(PYTHON) scripts/tables.py
 
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def collect(
     """
     start = time.monotonic()
     out = Path(out)
-    cls = registry.get("sims", sim)
+    cls = _sim_class(sim)
     chosen = tuple(cls.check_task(task) for task in (cls.default_tasks() if tasks is None else tasks))
     settings = Settings(sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay)
     if out.exists():
@@ -137,17 +137,21 @@ def run(job: Job) -> tuple[str, Path]:
         return job.task, path
     key = (settings.sim, settings.size)
     if key not in _sims:
-        _sims[key] = registry.get("sims", settings.sim)(size=settings.size)
+        _sims[key] = _sim_class(settings.sim)(size=settings.size)
     for attempt in range(ATTEMPTS):
         seed = episode_seed(settings.seed, job.index, attempt)
         episode = play(_sims[key], job.task, seed, settings.noise, settings.stay)
         if episode is not None:
             part = path.with_suffix(f".{os.getpid()}.part.npz")
-            np.savez(part, attempts=np.array(attempt + 1), **episode)
+            np.savez(part, **{**episode, "attempts": np.array(attempt + 1)})  # type: ignore[arg-type]
             os.replace(part, path)
             return job.task, path
     fix = f"lower noise={settings.noise} or leave the task out"
     raise ValueError(f"the expert of {job.task} failed {ATTEMPTS} times in a row; {fix}")
+
+
+def _sim_class(name: str) -> type[Sim]:
+    return cast(type[Sim], registry.get("sims", name))
 
 
 def _played(jobs: list[Job], processes: int) -> Iterator[tuple[str, Path]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -55,7 +56,7 @@ def distill(
     student = surgery.cut(teacher, method.cut(teacher))
     if not method.stages():
         return student.eval()
-    trainer = Trainer(student, teacher, method, data, train)
+    trainer = Trainer(student, teacher, method, data, train, out)
     run = Run(out, identity or {"train": dataclasses.asdict(train)}, train.keep_checkpoints) if out else None
     with _stop_on_signal() as stop:
         trainer.fit(run, stop)
@@ -65,12 +66,18 @@ def distill(
 class Trainer:
     """State of one run: student, optimiser, averaged weights, position."""
 
-    def __init__(self, student: Family, teacher: Family, method: Method, data: Data, train: Train):
+    def __init__(
+        self, student: Family, teacher: Family, method: Method, data: Data, train: Train, out: str | Path | None = None
+    ):
         check(train, data, student)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=train.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            log_with=list(train.trackers) or None,
+            project_dir=str(out) if out else None,
         )
+        if train.trackers:
+            self.accelerator.init_trackers("lithe")
         self.device = self.accelerator.device
         self.student, self.method, self.data, self.train = student.train().to(self.device), method, data, train
         self.teacher = Teacher(teacher.to(self.device)) if method.needs_teacher else None
@@ -91,6 +98,7 @@ class Trainer:
                 saved = None
                 self._stage(stage, first, last, run, stop, bar)
         bar.close()
+        self.accelerator.end_training()
 
     def _open(self, stage: Stage, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
         """Restore weights if there is a checkpoint, choose what trains, make the optimiser."""
@@ -187,6 +195,7 @@ class Trainer:
         if logged:
             values = {name: round(float(term), 6) for name, term in terms.items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+            self.accelerator.log(values, step=self.step)
             if run and self.accelerator.is_main_process:
                 times = {f"{part}_s": round(seconds, 4) for part, seconds in self.clock.take().items()}
                 run.log({"step": self.step, "stage": stage.name, "lr": self.optimizer.param_groups[0]["lr"], **values, **times})
@@ -222,6 +231,9 @@ def check(train: Train, data: Data, student: Family) -> None:
         raise ValueError(f"train.batch is {train.batch}, but the data has only {len(data)} frames")
     if train.precision not in ("bf16", "fp32"):
         raise ValueError(f"train.precision must be bf16 or fp32, not {train.precision!r}")
+    absent = [name for name in train.trackers if name not in map(str, get_available_trackers())]
+    if absent:
+        raise ValueError(f"train.trackers asks for {absent[0]!r}, which is not installed: pip install {absent[0]}")
     missing = [camera for camera in student.spec.cameras if camera not in data.cameras]
     if missing:
         raise ValueError(f"the policy needs the camera {missing[0]!r}; the data has {', '.join(data.cameras)}")

@@ -85,6 +85,7 @@ def evaluate(
         "versions": result.versions(),
     }
     _check_positive(horizon=horizon, steps=steps, replan=replan, processes=processes, timeout=timeout)
+    registry.get("runtimes", runtime)
     folders = _entrants.folders(policies, names)
     reference = _entrants.reference(against, list(folders))
     entrants = {name: _entrants.entrant(name, folder, cls, terms) for name, folder in folders.items()}

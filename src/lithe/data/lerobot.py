@@ -37,7 +37,7 @@ class LeRobotData(Data):
     ) -> None:
         if (root is None) == (repo is None):
             raise ValueError("give either root=<dataset folder> or repo=<hub id>, not both and not neither")
-        self.root = Path(root) if root is not None else _download(repo)
+        self.root = Path(root) if root is not None else _download(str(repo))
         info = _info(self.root)
         self.cameras = _cameras(info, cameras, self.root)
         self.fps = float(info["fps"])

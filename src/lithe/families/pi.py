@@ -326,7 +326,7 @@ class Pi(Family):
             x = _mix(x, after, route, i)
         _record(seen, taps, Tap("suffix", self.config.depth), x)
         x = self.expert.norm(x, cond)[0].unflatten(1, (draws, queries))[:, :, -horizon:]
-        return self.action_out(x)
+        return self.action_out(x.contiguous())  # of a strided input, frozen and trained weights give other last bits
 
     def _embed_suffix(self, batch: Batch, x_BRHA: Tensor, time_BR: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """Suffix stream [B, R*queries, width], conditioning of the norms, and tokens per draw."""

@@ -29,7 +29,11 @@ class Sim(ABC):
     horizon: ClassVar[int]  # steps after which an episode without success counts as failed
 
     size: int  # observed images are size x size
-    task: str | None = None  # set by `reset`
+    task: str = ""  # set by `reset`
+
+    @abstractmethod
+    def __init__(self, size: int = 64) -> None:
+        """Cheap: engines and renderers are built when first needed. `size` is the edge of observed images in pixels."""
 
     @classmethod
     @abstractmethod
@@ -91,7 +95,7 @@ class Sim(ABC):
 
     def check_action(self, action_A: np.ndarray) -> np.ndarray:
         """The action as float64, clipped to -1..1. Raises ValueError for a wrong shape, NaN, infinity or no reset."""
-        if self.task is None:
+        if not self.task:
             raise ValueError(f"call {self.name}.reset(task, seed) before step")
         action_A = np.asarray(action_A, dtype=np.float64)
         if action_A.shape != (self.action_dim,):

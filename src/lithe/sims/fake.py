@@ -35,7 +35,7 @@ class FakeSim(Sim):
         if size < 8:
             raise ValueError(f"image size must be at least 8 pixels, got {size}")
         self.size = size
-        self._hand_S = np.zeros(4)
+        self._hand_S: np.ndarray = np.zeros(4)
         self._blocks: dict[str, np.ndarray] = {}
         self._success = False
 
@@ -71,7 +71,7 @@ class FakeSim(Sim):
 
     def render(self, camera: str, size: int) -> np.ndarray:
         self.check_camera(camera)
-        if self.task is None:
+        if not self.task:
             raise ValueError("call fake.reset(task, seed) before looking at it")
         centre, width = (np.array([0.5, 0.5]), 1.0) if camera == "front" else (self._hand_S[:2], 0.5)
         picture = np.full((size, size, 3), 60, dtype=np.uint8)

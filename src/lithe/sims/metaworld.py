@@ -107,7 +107,7 @@ class MetaWorld(Sim):
         self.size = size
         self._envs: dict[str, Any] = {}
         self._renderer: Renderer | None = None
-        self._raw: np.ndarray | None = None
+        self._raw: np.ndarray = np.zeros(0)
         self._success = False
 
     @classmethod
@@ -147,7 +147,7 @@ class MetaWorld(Sim):
 
     def render(self, camera: str, size: int) -> np.ndarray:
         self.check_camera(camera)
-        if self.task is None:
+        if not self.task:
             raise ValueError("call metaworld.reset(task, seed) before looking at it")
         env = self._envs[self.task]
         if self._renderer is None:
@@ -170,7 +170,7 @@ class MetaWorld(Sim):
     def close(self) -> None:
         self._free_renderer()
         self._envs.clear()
-        self.task = None
+        self.task = ""
 
     def _env(self, task: str) -> Any:
         """The engine for one task, built once. Its first reset is forgotten, as in LeRobot."""

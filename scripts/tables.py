@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Writes the tables of README.md from the Results under results/; nothing published is typed by hand.
+
+`make tables` rewrites what stands between the markers; `--check` only says whether that is up to date (a test calls it).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lithe import result
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    wanted = f"{before}{BEGIN}\n{tables(ROOT / 'results')}{END}{after}"
+    if "--check" in sys.argv:
+        return 0 if wanted == text else _fail("README.md is not what results/ says: run `make tables`")
+    readme.write_text(wanted)
+    return 0
+
+
+def tables(folder: Path) -> str:
+    """One section per evaluation: success beside the speed measured for the same policies."""
+    sections = []
+    for path in sorted(folder.rglob("*.eval.json")):
+        evaluation = result.load(path)
+        bench_path = path.with_name(path.name.replace(".eval.", ".bench."))
+        bench = result.load(bench_path) if bench_path.exists() else {"rows": [], "settings": {}}
+        sections.append(section(path.relative_to(ROOT), evaluation, bench))
+    return "\n".join(sections)
+
+
+def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> str:
+    timed = {row["policy"]: row for row in bench["rows"]}
+    settings, hardware = evaluation["settings"], evaluation["hardware"]
+    lines = [
+        f"### {path.name.removesuffix('.eval.json')}",
+        "",
+        "| policy | layers | success (95 %) | against the teacher, points | p50 speed-up (95 %) | parameters |",
+        "|---|--:|--:|--:|--:|--:|",
+        *(_row(row, timed.get(row["policy"], {})) for row in evaluation["rows"]),
+        "",
+        f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; intervals: "
+        "Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager runtime, "
+        f"{hardware['cpu']}, {hardware['cores']} cores, torch {evaluation['versions']['torch']}, commit "
+        f"{evaluation['commit']}. Source: `{path}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any], timed: dict[str, Any]) -> str:
+    success, paired, ratio = row["success"], row.get("paired"), timed.get("ratio")
+    cells = [
+        row["policy"],
+        str(timed.get("depth", "")),
+        f"{100 * success['rate']:.1f} % [{100 * success['low']:.1f}, {100 * success['high']:.1f}], n = {success['n']}",
+        f"{100 * paired['difference']:+.1f} [{100 * paired['low']:+.1f}, {100 * paired['high']:+.1f}]" if paired else "",
+        f"{ratio['p50']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        f"{sum(timed['parameters'].values()) / 1e6:.2f} M" if "parameters" in timed else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _fail(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Film strips: a few pictures of the very episodes that an evaluation played, the same task and seed for every policy.
+
+    <out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step
+    <out>/<policy>-<task>-0.png  the pictures
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lithe import registry
+
+INDEX = "strips.json"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One episode in pictures: (steps done, PNG file)."""
+
+    folder: Path
+    policy: str
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    weights: str
+    frames: tuple[tuple[int, str], ...]
+
+    def png(self, name: str) -> bytes:
+        """The bytes of a picture."""
+        return (self.folder / name).read_bytes()
+
+
+def strips(
+    evaluation: Mapping[str, Any],
+    policies: Mapping[str, str | Path],
+    out: str | Path,
+    tasks: Sequence[str] | None = None,
+    seed: int | None = None,
+    frames: int = 6,
+    camera: str | None = None,
+    size: int = 160,
+) -> Path:
+    """Plays one episode a task and policy again and writes its pictures; returns the folder.
+
+    evaluation: the Result of `evaluate`; its settings make these its own episodes. policies: name -> folder, names as
+    in the evaluation. out: where `report` looks by itself is `strips` beside the evaluation's file. tasks: default its
+    first three. seed: default its first. frames: pictures an episode, first and last included. camera: default the
+    sim's first. size: side of a picture in pixels. Plays in this process, takes seconds an episode.
+
+    Raises ValueError for a policy, task or seed that was not evaluated, or weights other than those that were.
+    """
+    settings = evaluation["settings"]
+    tasks, seed = list(tasks or settings["tasks"][:3]), settings["seed"] if seed is None else seed
+    if frames < 2 or size < 8:
+        raise ValueError(f"a strip needs at least 2 pictures of 8 pixels, not {frames} of {size}")
+    for task in tasks:
+        if task not in settings["tasks"]:
+            raise ValueError(f"{task!r} was not evaluated{registry.suggestion(task, settings['tasks'])}")
+    if not settings["seeds"][0] <= seed <= settings["seeds"][1]:
+        raise ValueError(f"seed {seed} was not evaluated; seeds {settings['seeds'][0]} to {settings['seeds'][1]} were")
+    weights = {name: _weights(name, Path(folder), settings["policies"]) for name, folder in policies.items()}
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for record, pictures in _played(settings, policies, tasks, seed, camera, size):
+        stem = re.sub(r"[^\w.+-]", "_", f"{record['policy']}-{record['task']}")
+        chosen = sorted({round(i * (len(pictures) - 1) / (frames - 1)) for i in range(frames)})
+        files = [{"step": step, "file": f"{stem}-{step}.png"} for step in chosen]
+        for entry in files:
+            (out / str(entry["file"])).write_bytes(png(pictures[int(str(entry["step"]))]))
+        told = {key: record[key] for key in ("policy", "task", "seed", "success", "steps")}
+        shown.append({**told, "weights": weights[record["policy"]], "frames": files})
+    (out / INDEX).write_text(json.dumps({"sim": settings["sim"], "strips": shown}, indent=1) + "\n")
+    return out
+
+
+def read(folder: Path) -> list[Strip]:
+    """The strips in a folder. Raises ValueError when the index or a picture is missing or damaged."""
+    try:
+        entries = json.loads((folder / INDEX).read_text())["strips"]
+        found = [
+            Strip(folder, frames=tuple((int(f["step"]), str(f["file"])) for f in entry.pop("frames")), **entry)
+            for entry in entries
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX} is damaged ({error}): make the film strips again") from error
+    for strip in found:
+        for _, name in strip.frames:
+            path = folder / name
+            if Path(name).name != name or not path.is_file() or not path.read_bytes().startswith(PNG):
+                raise ValueError(f"{folder / INDEX} names {name!r}, which is no PNG file beside it: make the strips again")
+    return found
+
+
+def png(picture_YXC: np.ndarray) -> bytes:
+    """A uint8 [Y, X, 3] picture as PNG. Each row is stored as the difference to the one above, which packs well."""
+    rows = np.ascontiguousarray(picture_YXC).reshape(len(picture_YXC), -1)
+    change = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    body = np.insert(change, 0, 2, axis=1).tobytes()  # filter 2 = "up", in front of every row
+    height, width = picture_YXC.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(body, 9)), (b"IEND", b""))
+    return PNG + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _weights(name: str, folder: Path, entrants: Mapping[str, Any]) -> str:
+    from lithe import checkpoint
+
+    if name not in entrants:
+        raise ValueError(f"{name!r} was not evaluated{registry.suggestion(name, list(entrants))}")
+    found = checkpoint.read_card(folder)["sha256"]
+    if found != entrants[name]["weights"]:
+        raise ValueError(f"{folder} holds other weights than {name!r} had when it was evaluated: evaluate it again")
+    return found
+
+
+def _played(
+    settings: Mapping[str, Any],
+    policies: Mapping[str, str | Path],
+    tasks: Sequence[str],
+    seed: int,
+    camera: str | None,
+    size: int,
+) -> Any:
+    """(record, a picture after every step) of each episode."""
+    import torch
+
+    from lithe._rollout import Job, Player, Setup
+
+    same = {key: settings[key] for key in ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")}
+    threads = torch.get_num_threads()
+    try:
+        player = Player(Setup({name: str(folder) for name, folder in policies.items()}, **same))
+        chosen = player.sim.check_camera(camera or player.sim.cameras[0])
+        for task in tasks:
+            for name in policies:
+                pictures: list[np.ndarray] = []
+
+                def watch(step: int, over: bool, pictures: list[np.ndarray] = pictures) -> None:
+                    pictures.append(player.sim.render(chosen, size))
+
+                record = player.play(Job(name, task, seed), watch)
+                yield record, pictures
+        player.sim.close()
+    finally:
+        torch.set_num_threads(threads)
