@@ -1,9 +1,13 @@
 """lithe makes Vision-Language-Action policies light on their feet: teacher in, shallower student and its proof out.
 
-Importing lithe is cheap: every name below is loaded when it is first used.
+Importing lithe is cheap: every name below is loaded when it is first used. A verb and its module share a name
+(`lithe.bench` is the function of `lithe/bench.py`); on the package the verb owns it, and `from lithe.bench import ...`
+reaches into the module.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,9 +30,17 @@ _HOME = {
 __all__ = [*_HOME]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'lithe' has no attribute {name!r}; it has {', '.join(_HOME)}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # a submodule of the same name must not shadow the function
-    return value
+class _Package(ModuleType):
+    """The package: importing a submodule must not replace the verb of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'lithe' has no attribute {name!r}; its verbs are {', '.join(_HOME)}")
+        return getattr(import_module(_HOME[name]), name)
+
+
+sys.modules[__name__].__class__ = _Package

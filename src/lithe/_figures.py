@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lithe._page import Html, hue, join, marker, tag
 from lithe._scales import Scale, tick
@@ -112,7 +113,7 @@ def scatter(
     """Points with intervals both ways and their names beside them. lines: (class, corner points) drawn underneath."""
     drawn = [_y_axis(y, height, forms[1], labels[0]), _x_axis(x, height, forms[0], labels[1])]
     for kind, corners in lines:
-        for (x1, y1), (x2, y2) in zip(corners, corners[1:]):
+        for (x1, y1), (x2, y2) in pairwise(corners):
             ends = {"x1": pct(x(x1)), "x2": pct(x(x2)), "y1": height * (1 - y(y1)), "y2": height * (1 - y(y2))}
             drawn.append(tag("line", class_=kind, **ends))
     taken: list[tuple[bool, float]] = []
@@ -123,7 +124,7 @@ def scatter(
             ends = {"y1": height * (1 - y(mark.y_low)), "y2": height * (1 - y(mark.y_high))}
             drawn.append(tag("line", x1=pct(left), x2=pct(left), class_=f"whisker {hue(mark.look)}", **ends))
         beside = left > 0.55
-        spot = _free(taken, beside, top - 10)
+        spot = _free(taken, beside, top - 10 if beside else top + 19)
         name = tag("text", _cut(mark.name), x=-10 if beside else 10, class_="end name" if beside else "name")
         drawn += [at(left, top, marker(mark.look), tag("title", f"{mark.name}: {mark.text}")), at(left, spot, name)]
     return tag("div", _plot(drawn, height + 40, alt), class_="axes")

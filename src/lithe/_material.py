@@ -145,7 +145,9 @@ def _find_strips(material: Material) -> None:
     evaluations = [source for source in material.sources if source.document["kind"] == "eval"]
     for source in evaluations:
         folder = source.path.parent / "strips"
-        if (folder / INDEX).is_file() and not any(strip.folder.resolve() == folder.resolve() for strip in material.strips):
+        if (folder / INDEX).is_file() and not any(
+            strip.folder.resolve() == folder.resolve() for strip in material.strips
+        ):
             material.strips += read(folder)
     played = [source.document.get("settings", {}).get("policies", {}) for source in evaluations]
     for strip in material.strips:

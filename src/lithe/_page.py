@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lithe
+from lithe._scales import brackets
 
 VOID = {"img", "link", "meta"}
-COLOURS = 8  # as many as report.css has; then they repeat, with another marker
+COLOURS = 6  # as many as report.css has; the seventh policy has the first colour and a mark of its own
 MARKERS = (
     "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",  # disc
     "M-4.4-4.4H4.4V4.4H-4.4Z",  # square
@@ -39,7 +41,7 @@ def join(*parts: str | float | None, by: str = "") -> Html:
     return Html(by.join(p if isinstance(p, Html) else html.escape(str(p)) for p in kept))
 
 
-def tag(name: str, *children: str | float | None, **attributes: str | float | None) -> Html:
+def tag(name: str, /, *children: str | float | None, **attributes: Any) -> Html:
     """One element. `class_` means class, `stroke_width` stroke-width; an attribute of None is left out."""
     told = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
@@ -69,7 +71,7 @@ def interval(text: str, low: str | None = None, high: str | None = None) -> Html
     """A figure, and in brackets its interval where there is one."""
     if low is None or high is None:
         return join(text)
-    return join(text, " ", tag("span", f"[{low}, {high}]", class_="interval"))
+    return join(text, " ", tag("span", brackets(low, high), class_="interval"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str, words: int = 1, fills: bool = False) -> Html:
@@ -87,16 +89,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str, words:
     body = [tag("tr", *(cell(i, content) for i, content in enumerate(row))) for row in rows]
     grid = tag("table", tag("thead", tag("tr", *names)), tag("tbody", *body))
     return tag("div", grid, class_="scroll", role="region", aria_label=label, tabindex="0")
-
-
-def columns(names: Mapping[str, str], found: Mapping[str, Mapping[str, str]], label: str, first: str = "policy") -> Html:
-    """A table with one row a policy. names: policy -> how it is shown; found: heading -> policy -> cell.
-
-    Columns in which nothing was measured are left out; a cell that was not measured shows a dash.
-    """
-    kept = {head: cells for head, cells in found.items() if any(name in cells for name in names)}
-    rows = [[shown, *(cells.get(name, "–") for cells in kept.values())] for name, shown in names.items()]
-    return table([first, *kept], rows, label)
 
 
 def figure(*parts: str, caption: str, wide: bool = True) -> Html:
@@ -138,7 +130,10 @@ def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Html]]) 
     contents = tag("nav", *(tag("a", name, href=f"#{_anchor(name)}") for name, _ in sections), aria_label="Sections")
     header = tag("header", tag("h1", title), *lead, contents)
     main = tag("main", *(body for _, body in sections))
-    footer = tag("footer", f"Made by lithe {lithe.__version__} from the Results listed under Provenance; nothing here was typed in.")
+    footer = tag(
+        "footer",
+        f"Made by lithe {lithe.__version__} from the Results listed under Provenance; nothing here was typed in.",
+    )
     return "<!doctype html>\n" + tag("html", head, tag("body", header, main, footer), lang="en")
 
 

@@ -1,15 +1,17 @@
 """A training run's folder: metrics, checkpoints, the student so far. Everything a killed run needs to go on is here.
 
-    <out>/recipe.json            the resolved recipe and its hash; a run resumes only under the same one
-    <out>/metrics.jsonl          one line every `log_every` steps, always
-    <out>/checkpoints/00000500/  weights, optimiser state, averaged weights, position
-    <out>/student/               the policy folder, rewritten at every checkpoint
+<out>/recipe.json            the resolved recipe and its hash; a run resumes only under the same one
+<out>/metrics.jsonl          one line every `log_every` steps, always
+<out>/checkpoints/00000500/  weights, optimiser state, averaged weights, position
+<out>/student/               the policy folder, rewritten at every checkpoint
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lithe.checkpoint import write_atomically, write_folder
+from lithe.checkpoint import sha256, with_advice, write_atomically, write_folder
 
 STATE, POSITION = "state.safetensors", "position.json"
 
@@ -29,7 +31,7 @@ class Run:
         self.out, self.keep = Path(out), keep
         identity = json.loads(json.dumps(identity))  # tuples become lists, as on disk
         known = self.out / "recipe.json"
-        if known.exists() and json.loads(known.read_text()) != identity:
+        if known.exists() and _parsed(known) != identity:
             raise ValueError(f"{self.out} holds a run of another recipe: choose another --out, or delete that folder")
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(known, json.dumps(identity, indent=1).encode())
@@ -43,26 +45,39 @@ class Run:
 
         def fill(stage: Path) -> None:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, stage / STATE)
-            (stage / POSITION).write_text(json.dumps({"step": step, **position}))
+            place = {"step": step, **position}
+            (stage / POSITION).write_text(json.dumps({**place, "sha256": _digest(stage, place)}))
 
         write_folder(self.out / "checkpoints" / f"{step:08d}", fill)
         for old in self.checkpoints()[: -self.keep]:
             shutil.rmtree(old)
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint, or None. Metrics written after it are dropped: those steps will be run again."""
+        """The newest sound checkpoint, or None. Metrics written after it are dropped: those steps will be run again.
+
+        Raises ValueError when there are checkpoints and all of them are damaged.
+        """
         found = self.checkpoints()
-        if not found:
-            return None
-        position = json.loads((found[-1] / POSITION).read_text())
-        self._forget(position["step"])
-        tensors = {key: tensor.clone() for key, tensor in load_file(found[-1] / STATE).items()}  # aligned, as in checkpoint.py
-        return tensors, position
+        for folder in reversed(found):
+            if _sound(folder):
+                position = json.loads((folder / POSITION).read_text())
+                self._forget(position["step"])
+                stored = load_file(folder / STATE)
+                return {key: tensor.clone() for key, tensor in stored.items()}, position  # aligned, as in checkpoint.py
+            print(f"lithe: {folder} is damaged; going on from the checkpoint before it", file=sys.stderr)
+        if found:
+            raise ValueError(f"all checkpoints in {self.out} are damaged: delete that folder and start again")
+        self._forget(0)
+        return None
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line of metrics."""
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.out / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise with_advice(error, path) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line so far; a line torn by a kill is left out."""
@@ -79,6 +94,27 @@ class Run:
         write_atomically(self.out / "metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
 
 
+def _sound(folder: Path) -> bool:
+    """Whether a checkpoint is as it was written."""
+    position = _parsed(folder / POSITION)
+    if not isinstance(position, dict) or not (folder / STATE).is_file():
+        return False
+    return position.pop("sha256", None) == _digest(folder, position)
+
+
+def _digest(folder: Path, place: dict[str, Any]) -> str:
+    """Of the tensors and the position together."""
+    return hashlib.sha256((sha256(folder / STATE) + json.dumps(place)).encode()).hexdigest()
+
+
+def _parsed(path: Path) -> Any:
+    """The JSON in a file, None where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
+
+
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under a common prefix, for one flat file."""
     return {f"{prefix}/{key}": tensor for key, tensor in tensors.items()}
@@ -92,7 +128,9 @@ def unpack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's per-parameter state as flat tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}/{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()}
+    return {
+        f"{index}/{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Axes and how numbers are written: where a value lies between 0 and 1, which ticks are round, how many digits say enough."""
+"""Axes and how numbers are written: where a value lies from 0 to 1, which ticks are round, which digits say enough."""
 
 from __future__ import annotations
 
@@ -75,9 +75,19 @@ def tick(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """As `tick`, a plus sign in front of what is positive."""
+    return f"{value:+.6g}".replace("-", "−") if value else "0"
+
+
 def percent(rate: float) -> str:
     """A rate in per cent, without the sign."""
     return f"{100 * rate:.1f}"
+
+
+def factor(ratio: float) -> str:
+    """A ratio inside brackets."""
+    return f"{ratio:.2f}"
 
 
 def points(difference: float) -> str:
@@ -88,3 +98,8 @@ def points(difference: float) -> str:
 def times(ratio: float) -> str:
     """A speed-up."""
     return f"{ratio:.2f}×"
+
+
+def brackets(low: str, high: str) -> str:
+    """An interval, never broken over lines."""
+    return f"[{low},\u00a0{high}]"

@@ -1,7 +1,7 @@
 """Film strips: a few pictures of the very episodes that an evaluation played, the same task and seed for every policy.
 
-    <out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step
-    <out>/<policy>-<task>-0.png  the pictures
+<out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step
+<out>/<policy>-<task>-0.png  the pictures
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def read(folder: Path) -> list[Strip]:
         for _, name in strip.frames:
             path = folder / name
             if Path(name).name != name or not path.is_file() or not path.read_bytes().startswith(PNG):
-                raise ValueError(f"{folder / INDEX} names {name!r}, which is no PNG file beside it: make the strips again")
+                raise ValueError(
+                    f"{folder / INDEX} names {name!r}, which is no PNG file beside it: make the strips again"
+                )
     return found
 
 
@@ -140,7 +142,9 @@ def _played(
 
     from lithe._rollout import Job, Player, Setup
 
-    same = {key: settings[key] for key in ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")}
+    same = {
+        key: settings[key] for key in ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")
+    }
     threads = torch.get_num_threads()
     try:
         player = Player(Setup({name: str(folder) for name, folder in policies.items()}, **same))

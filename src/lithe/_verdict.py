@@ -10,7 +10,7 @@ from typing import Any
 
 from lithe._material import Material, by_policy, reference
 from lithe._page import Html, join, note, tag
-from lithe._scales import percent, points, short, times
+from lithe._scales import brackets, factor, percent, points, short, times
 
 MOST = 4  # policies told about in words; the rest is in the table below them
 
@@ -24,8 +24,14 @@ def verdict(material: Material) -> list[Html]:
     said = [join(*_about(name, material), by=" ") for name in students[:MOST]]
     said = [tag("p", text, class_="verdict") for text in said if text]
     if not said:
-        said = [tag("p", "Among these Results is no closed-loop evaluation and no timing: nothing on this page says how "
-                    "well a policy acts, or how fast it is.", class_="verdict")]
+        said = [
+            tag(
+                "p",
+                "Among these Results is no closed-loop evaluation and no timing: nothing on this page says how "
+                "well a policy acts, or how fast it is.",
+                class_="verdict",
+            )
+        ]
     if len(students) > MOST:
         said.append(tag("p", f"The table holds {len(students) - MOST} policies more."))
     return said + cautions(material)
@@ -35,19 +41,34 @@ def cautions(material: Material) -> list[Html]:
     """What must be known before any number on the page is believed."""
     found = []
     for document in material.of("bench"):
-        if document["settings"].get("quiet") is False:
-            found.append(note(tag("strong", "Timed on a busy machine. "), _busy(document["settings"]), " The ratios "
-                              "between policies are a guide, the milliseconds are not to be quoted."))
+        if document.get("settings", {}).get("quiet") is False:
+            found.append(
+                note(
+                    tag("strong", "Timed on a busy machine. "),
+                    _busy(document.get("settings", {})),
+                    " The ratios between policies are a guide, the milliseconds are not to be quoted.",
+                )
+            )
     for document in material.of("profile"):
-        if document["settings"].get("inputs") == "random":
-            found.append(note(tag("strong", "Profiled on random inputs. "), "The heat map shows that the analysis runs, "
-                              "and nothing about the policy: give lithe profile some data."))
+        if document.get("settings", {}).get("inputs") == "random":
+            found.append(
+                note(
+                    tag("strong", "Profiled on random inputs. "),
+                    "The heat map shows that the analysis runs, "
+                    "and nothing about the policy: give lithe profile some data.",
+                )
+            )
     for document in material.of("eval"):
         for name, row in by_policy(document).items():
             pairs = row.get("paired", {})
             if pairs.get("same_start", pairs.get("n")) != pairs.get("n"):
-                found.append(note(tag("strong", "Not all pairs began alike. "), f"{name}: {pairs['same_start']} of "
-                                  f"{pairs['n']} episodes showed both policies bit-identical first observations."))
+                found.append(
+                    note(
+                        tag("strong", "Not all pairs began alike. "),
+                        f"{name}: {pairs['same_start']} of "
+                        f"{pairs['n']} episodes showed both policies bit-identical first observations.",
+                    )
+                )
     return found
 
 
@@ -62,26 +83,29 @@ def _about(name: str, material: Material) -> list[Html]:
     for document in benches:
         rows = by_policy(document)
         if "p50" in rows.get(name, {}).get("latency_ms", {}):
-            where = f" on {machine(document)}" if len(benches) > 1 else ""
-            said.append(_speed("It" if said else name, rows[name], rows, where, document["settings"].get("quiet", True)))
+            where = [f"on {machine(document)}"] if len(benches) > 1 else []
+            where += ["timed on a busy machine"] if document.get("settings", {}).get("quiet") is False else []
+            begin = Html("Its median latency") if said else join("The median latency of ", tag("strong", name))
+            said.append(join(begin, _speed(name, rows), f" ({', '.join(where)})." if where else "."))
     return said
 
 
 def _success(name: str, rows: dict[str, Any], where: str) -> Html:
     own, pairs = rows[name]["success"], rows[name].get("paired")
-    begin = join(tag("strong", name), f" solves {_rate(own)} of {own['n']} episodes{where}")
-    other = rows.get(pairs["against"]) if pairs else None
-    if pairs is None or other is None:
-        return join(begin, ".")
-    theirs = other["success"]
-    kept = f", which is {percent(own['rate'] / theirs['rate'])} % of its success" if theirs["rate"] > 0 else ""
-    bounds = f"{points(pairs['difference'])} points [{points(pairs['low'])}, {points(pairs['high'])}]"
-    return join(
-        begin,
-        f"; {pairs['against']} solves {_rate(theirs)}{kept}. On the same initial states the difference is ",
-        tag("strong", bounds),
-        f": {_meaning(pairs['low'], pairs['high'])}.",
-    )
+    theirs = rows.get(pairs["against"], {}).get("success") if pairs else None
+    told = f"{_rate(own)} of {own['n']} episodes{where}"
+    if pairs is None or theirs is None:
+        return join(tag("strong", name), f" solves {told}.")
+    begin = join(tag("strong", name), f" solves {told} against {_rate(theirs)}")
+    if theirs["rate"] > 0:
+        share = own["rate"] / theirs["rate"]
+        kept = tag("strong", f"{'keeps' if share <= 1 else 'reaches'} {percent(share)}\u00a0%")
+        begin = join(
+            tag("strong", name), " ", kept, f" of the success of {pairs['against']}: {told} against {_rate(theirs)}"
+        )
+    bounds = f"{points(pairs['difference'])} points {brackets(points(pairs['low']), points(pairs['high']))}"
+    meaning = _meaning(pairs["low"], pairs["high"])
+    return join(begin, ". On the same initial states the difference is ", tag("strong", bounds), f": {meaning}.")
 
 
 def _meaning(low: float, high: float) -> str:
@@ -94,31 +118,30 @@ def _meaning(low: float, high: float) -> str:
     return f"chance alone may explain it, and a loss of up to {percent(-low)} points is not excluded"
 
 
-def _speed(name: str, row: dict[str, Any], rows: dict[str, Any], where: str, quiet: bool) -> Html:
-    ratio, own = row.get("ratio", {}), row["latency_ms"]["p50"]
+def _speed(name: str, rows: dict[str, Any]) -> Html:
+    """What follows the words "median latency"."""
+    ratio, own = rows[name].get("ratio", {}), rows[name]["latency_ms"]["p50"]
     other = rows.get(ratio.get("against"), {}).get("latency_ms", {}).get("p50")
-    busy = "" if quiet else ", on a machine that was busy"
-    if other is None or rows[ratio["against"]] is row:
-        return join(tag("strong", name) if name != "It" else name, f" takes {short(own)} ms a chunk{where}, median{busy}.")
-    if ratio["low"] > 1:
-        word = f"{times(ratio['p50'])} [{ratio['low']:.2f}, {ratio['high']:.2f}] lower median latency"
-    elif ratio["high"] < 1:
-        word = f"{times(1 / ratio['p50'])} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}] higher median latency"
+    if other is None or ratio["against"] == name:
+        return join(f" is {short(own)} ms a chunk")
+    against = f"{short(own)} ms a chunk against {short(other)} ms of {ratio['against']}"
+    if ratio["high"] < 1:
+        bounds = f"{times(1 / ratio['p50'])} {brackets(factor(1 / ratio['high']), factor(1 / ratio['low']))} higher"
     else:
-        word = f"no difference in median latency that stands out, {times(ratio['p50'])} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-    begin = tag("strong", name) if name != "It" else Html(name)
-    return join(begin, " shows ", tag("strong", word), f": {short(own)} ms a chunk against {short(other)} ms{where}{busy}.")
+        bounds = f"{times(ratio['p50'])} {brackets(factor(ratio['low']), factor(ratio['high']))} lower"
+    unsure = ", so that no difference can be told" if ratio["low"] <= 1 <= ratio["high"] else ""
+    return join(" is ", tag("strong", bounds), f"{unsure}: {against}")
 
 
 def machine(document: dict[str, Any]) -> str:
     """Where a Result was measured: the GPU when it was used, else the processor."""
-    facts, device = document.get("hardware", {}), str(document["settings"].get("device", ""))
+    facts, device = document.get("hardware", {}), str(document.get("settings", {}).get("device", ""))
     name = facts.get("gpu") if device.startswith("cuda") else facts.get("cpu")
     return str(name or device or "an unnamed machine")
 
 
 def _rate(success: dict[str, Any]) -> str:
-    return f"{percent(success['rate'])} % [{percent(success['low'])}, {percent(success['high'])}]"
+    return f"{percent(success['rate'])}\u00a0% {brackets(percent(success['low']), percent(success['high']))}"
 
 
 def _busy(settings: dict[str, Any]) -> str:

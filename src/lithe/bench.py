@@ -223,12 +223,6 @@ def _lane(name: str, runtime: Runtime, views: int | None, image: int | None, see
     noise_BHA = model.noise(1, torch.Generator().manual_seed(seed)).to(weights.device)
     padded = batch.text_BT.shape[1]
     cost = model.cost(views, padded, runtime.steps)
-    # The cost of denoising is linear in the steps, so it tells how many a policy takes by itself.
-    own_steps = (
-        round(cost.flops["denoise"] / model.cost(views, padded, 1).flops["denoise"])
-        if "denoise" in cost.flops
-        else None
-    )
     conditions = {
         "runtime": runtime.name,
         "dtype": "+".join(sorted({str(p.dtype)[6:] for p in model.parameters()})),
@@ -239,7 +233,7 @@ def _lane(name: str, runtime: Runtime, views: int | None, image: int | None, see
         "text_tokens": padded,
         "text_tokens_real": int(batch.text_BT.sum()),
         "horizon": spec.horizon,
-        "steps": own_steps,
+        "steps": runtime.steps or spec.steps,
     }
     return Lane(name, runtime, observation, batch, noise_BHA, cost, conditions, weights.device, weights.dtype)
 

@@ -51,8 +51,15 @@ def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **
 
 
 def load(source: str | Path, dtype: torch.dtype | None = torch.float32) -> Family:
-    """The model in a policy folder. dtype: floating-point type in memory (None = as stored). ValueError says what to do."""
+    """The model in a policy folder. dtype: floating-point type in memory (None = as stored). Raises ValueError."""
     folder = Path(source)
+    model = skeleton(folder)
+    fill(model, read_weights(folder, read_card(folder)["sha256"]), str(folder), dtype)
+    return model.eval()
+
+
+def skeleton(folder: Path) -> Family:
+    """The model of a policy folder on the meta device: every name and shape, its history replayed, no weights."""
     card = read_card(folder)
     family: Any = registry.get("families", card["family"])
     try:
@@ -60,10 +67,11 @@ def load(source: str | Path, dtype: torch.dtype | None = torch.float32) -> Famil
             model: Family = family.blank(card["config"], folder)
         history = [surgery.parse(op) for op in card["history"]]
     except (TypeError, KeyError, FileNotFoundError) as error:
-        raise ValueError(f"{folder}/{CARD} or a file beside it is damaged ({error}): fetch or save the policy again") from error
+        raise ValueError(
+            f"{folder}/{CARD} or a file beside it is damaged ({error}): fetch or save the policy again"
+        ) from error
     surgery.replay(model, history)
-    fill(model, read_weights(folder, card["sha256"]), str(folder), dtype)
-    return model.eval()
+    return model
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -144,7 +152,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> Path:
                 _flush(path)
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
-        raise _with_advice(error, target) from error
+        raise with_advice(error, target) from error
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
@@ -161,7 +169,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         _flush(stage)
     except BaseException as error:
         stage.unlink(missing_ok=True)
-        raise _with_advice(error, path) from error
+        raise with_advice(error, path) from error
     stage.replace(path)
 
 
@@ -170,9 +178,11 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _with_advice(error: BaseException, target: Path) -> BaseException:
+def with_advice(error: BaseException, target: Path) -> BaseException:
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     full = full or (isinstance(error, SafetensorError) and "No space left" in str(error))
     if full:
-        return OSError(errno.ENOSPC, f"the disk is full: {target} was not written, what was there before is intact; free space")
+        return OSError(
+            errno.ENOSPC, f"the disk is full: {target} was not written, what was there before is intact; free space"
+        )
     return error

@@ -1,13 +1,13 @@
 """The command line: one verb per function of the same name, no logic. `lithe <verb> --help` teaches each one.
 
-Exit codes: 0 done, 1 something outside went wrong (disk, loss), 2 the request cannot be met as written, 130 interrupted.
+Exit codes: 0 done, 1 something outside went wrong (disk, loss), 2 the request cannot be met as written, 130 stopped.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,17 +16,21 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Make Vision-Language-Action policies light on their feet.\n\nA teacher goes in; a student of a fraction of its "
-    "layers comes out, with the proof beside it. Start with `lithe demo`.",
+    help="Make Vision-Language-Action policies light on their feet.\n\nA teacher goes in; a student of a fraction of "
+    "its layers comes out, with the proof beside it. Start with `lithe demo`.",
 )
 
-Policies = Annotated[list[str], typer.Argument(help="Policy folders, each optionally as name=folder. The first is the reference.")]
-Out = Annotated[Optional[Path], typer.Option(help="Where to write.")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="Settings to change, e.g. method.keep=6 train.steps=1000.")]
+Policies = Annotated[
+    list[str], typer.Argument(help="Policy folders, each optionally as name=folder. The first is the reference.")
+]
+Out = Annotated[Path | None, typer.Option(help="Where to write.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. method.keep=6 train.steps=1000.")]
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(help="families, methods, runtimes, data, sims or recipes")] = "methods") -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(help="families, methods, runtimes, data, sims or recipes")] = "methods",
+) -> None:
     """Show what there is to choose from."""
     from lithe.listing import listing
 
@@ -37,11 +41,13 @@ def list_(kind: Annotated[str, typer.Argument(help="families, methods, runtimes,
 def collect(
     sim: Annotated[str, typer.Argument(help="Simulator with scripted experts.")] = "metaworld",
     out: Annotated[Path, typer.Option(help="Folder of the new LeRobotDataset v3.")] = Path("data/metaworld-mini"),
-    tasks: Annotated[Optional[str], typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
     episodes: Annotated[int, typer.Option(help="Successful episodes a task.")] = 100,
-    noise: Annotated[float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")] = 0.3,
+    noise: Annotated[
+        float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")
+    ] = 0.3,
     seed: Annotated[int, typer.Option(help="First seed; evaluation uses seeds below 10000.")] = 100_000,
-    processes: Annotated[Optional[int], typer.Option(help="Default: one a core.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
 ) -> None:
     """Record demonstrations of scripted experts as a LeRobotDataset v3.
@@ -51,7 +57,9 @@ def collect(
     """
     from lithe.collect import collect as run
 
-    _finish(run(sim, out, tasks=_split(tasks), episodes=episodes, noise=noise, seed=seed, processes=processes, size=size))
+    _finish(
+        run(sim, out, tasks=_split(tasks), episodes=episodes, noise=noise, seed=seed, processes=processes, size=size)
+    )
 
 
 @app.command()
@@ -70,12 +78,14 @@ def distill(recipe: Path, overrides: Overrides = None, out: Out = None) -> None:
 def eval_(
     policies: Policies,
     sim: Annotated[str, typer.Option(help="Simulator to act in.")] = "metaworld",
-    tasks: Annotated[Optional[str], typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: the simulator's own list.")] = None,
     episodes: Annotated[int, typer.Option(help="Episodes a task, the same initial states for every policy.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
-    steps: Annotated[Optional[int], typer.Option(help="Denoise steps; default: the policy's own.")] = None,
-    replan: Annotated[Optional[int], typer.Option(help="Actions executed of each chunk; default: the policy's own.")] = None,
-    processes: Annotated[Optional[int], typer.Option(help="Default: one a core.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    replan: Annotated[
+        int | None, typer.Option(help="Actions executed of each chunk; default: the policy's own.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     videos: Annotated[int, typer.Option(help="Record this many episodes a task and policy.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the ledger; the same command resumes.")] = Path("runs/eval"),
 ) -> None:
@@ -104,7 +114,7 @@ def bench(
     policies: Policies,
     runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
     warmup: Annotated[int, typer.Option(help="Untimed chunks a policy before.")] = 20,
-    steps: Annotated[Optional[int], typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps; default: the policy's own.")] = None,
     runtime: Annotated[str, typer.Option(help="How to run the policies.")] = "eager",
     out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/bench.json"),
 ) -> None:
@@ -120,8 +130,8 @@ def bench(
 @app.command()
 def explain(
     teacher: Annotated[str, typer.Argument(help="Policy folder, or family:preset such as pi:full.")],
-    method: Annotated[Optional[str], typer.Argument(help="Method, e.g. shallow_pi.")] = None,
-    knobs: Annotated[Optional[list[str]], typer.Argument(help="Knobs of the method, e.g. keep=6.")] = None,
+    method: Annotated[str | None, typer.Argument(help="Method, e.g. shallow_pi.")] = None,
+    knobs: Annotated[list[str] | None, typer.Argument(help="Knobs of the method, e.g. keep=6.")] = None,
 ) -> None:
     """Show what a method would do to a teacher: layers, parameters, FLOPs, bytes, what trains. Reads no weights."""
     import yaml
@@ -137,7 +147,9 @@ def explain(
 @app.command()
 def profile(
     policy: str,
-    data: Annotated[Optional[str], typer.Option(help="LeRobotDataset to draw samples from; default: random inputs.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="LeRobotDataset to draw samples from; default: random inputs.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Observations to average over.")] = 64,
     out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/profile.json"),
 ) -> None:
@@ -174,8 +186,10 @@ def main() -> None:
     """Entry point: every foreseen failure is one sentence on standard error and a non-zero exit."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where this one stopped", 130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer leaves without a word on Ctrl-C
+            _fail("interrupted; the same command goes on where this one stopped", 130)
+        raise
     except (ValueError, ModuleNotFoundError) as error:
         _fail(str(error), 2)
     except (OSError, FloatingPointError, RuntimeError) as error:
@@ -189,7 +203,9 @@ def _train(path: Path, overrides: list[str] | None, out: Path | None, scratch: b
     recipe = load(path, overrides or [])
     if scratch != (recipe.teacher.preset is not None):
         verb = "distill" if scratch else "train"
-        raise ValueError(f"{path} {'starts from a teacher' if scratch else 'starts from random weights'}: use `lithe {verb}`")
+        raise ValueError(
+            f"{path} {'starts from a teacher' if scratch else 'starts from random weights'}: use `lithe {verb}`"
+        )
     _finish(run(recipe, out))
 
 
@@ -211,7 +227,9 @@ def _named(policies: list[str]) -> tuple[list[str], list[str]]:
     pairs = [text.split("=", 1) if "=" in text else (Path(text).name, text) for text in policies]
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
-        raise ValueError(f"two policies are called {max(names, key=names.count)!r}: name them, as in small=runs/a/student")
+        raise ValueError(
+            f"two policies are called {max(names, key=names.count)!r}: name them, as in small=runs/a/student"
+        )
     return names, [folder for _, folder in pairs]
 
 

@@ -22,8 +22,10 @@ METHODS = {"shallow_pi": "shallow_pi-4", "finetune": "finetune-4"}
 EPISODES_TO_LEARN, STEPS, EPISODES_TO_PROVE = 30, 700, 12
 
 
-def demo(out: str | Path = "demo", zoo: str | Path = "zoo/pi05-mini-metaworld", recipes: str | Path | None = None) -> dict[str, Any]:
-    """Run every step under `out`; returns the Result of the evaluation with the page's path. ValueError without a teacher."""
+def demo(
+    out: str | Path = "demo", zoo: str | Path = "zoo/pi05-mini-metaworld", recipes: str | Path | None = None
+) -> dict[str, Any]:
+    """Run every step under `out`; returns the evaluation's Result and the page's path. ValueError without a teacher."""
     out, zoo = Path(out), Path(zoo)
     folder = Path(recipes or "recipes/pi05-mini/metaworld")
     if not (zoo / "student.json").is_file():

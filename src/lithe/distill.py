@@ -50,14 +50,15 @@ def distill(
     """Train the student that `method` cuts out of `teacher`; returns it in eval mode on the CPU.
 
     out: run folder (checkpoints, metrics, the student); an existing one of the same identity is resumed. None keeps
-    nothing. identity: JSON-able description of the run, usually the resolved recipe. Raises ValueError for settings that
-    do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite.
+    nothing. identity: JSON-able description of the run, usually the resolved recipe. Raises ValueError for settings
+    that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite.
     """
     student = surgery.cut(teacher, method.cut(teacher))
     if not method.stages():
         return student.eval()
     trainer = Trainer(student, teacher, method, data, train, out)
-    run = Run(out, identity or {"train": dataclasses.asdict(train)}, train.keep_checkpoints) if out else None
+    identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
+    run = Run(out, identity, train.keep_checkpoints) if out else None
     with _stop_on_signal() as stop:
         trainer.fit(run, stop)
     return trainer.result()
@@ -69,7 +70,8 @@ class Trainer:
     def __init__(
         self, student: Family, teacher: Family, method: Method, data: Data, train: Train, out: str | Path | None = None
     ):
-        check(train, data, student)
+        self.stages, self.step = list(plan(method.stages(), train.steps)), 0
+        check(train, data, student, self.stages)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=train.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -83,15 +85,17 @@ class Trainer:
         self.teacher = Teacher(teacher.to(self.device)) if method.needs_teacher else None
         self.aux = method.aux(teacher).to(self.device)
         self.student_taps, self.teacher_taps = method.taps(student, teacher)
-        self.stages, self.step, self.samples_seen = list(plan(method.stages(), train.steps)), 0, 0
         self.averaged = {k: p.detach().clone() for k, p in student.named_parameters()} if train.ema else {}
-        self.clock = Clock()
+        self.clock = Clock(self.device)
 
     def fit(self, run: Run | None, stop: list[bool]) -> None:
-        """Run every remaining step."""
+        """Run every remaining step; a finished run only gets its weights back."""
         saved = run.last() if run else None
-        self.step = saved[1]["step"] if saved else 0
-        bar = tqdm(total=self.train.steps, initial=self.step, desc=self.method.__class__.__name__, disable=None, unit="step")
+        if saved:
+            self._restore(*saved)
+        bar = tqdm(
+            total=self.train.steps, initial=self.step, desc=self.method.__class__.__name__, disable=None, unit="step"
+        )
         for stage, first, last in self.stages:
             if self.step < last:
                 self._open(stage, saved)
@@ -100,13 +104,17 @@ class Trainer:
         bar.close()
         self.accelerator.end_training()
 
+    def _restore(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+        """Position and weights of a checkpoint."""
+        self.step = position["step"]
+        checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
+        self.student.to(self.device)
+        self.aux.load_state_dict(unpack("aux", tensors), strict=True)
+        self.averaged = {name: tensor.to(self.device) for name, tensor in unpack("averaged", tensors).items()}
+
     def _open(self, stage: Stage, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
-        """Restore weights if there is a checkpoint, choose what trains, make the optimiser."""
+        """Choose what trains, make the optimiser, restore its state from a checkpoint of this stage."""
         tensors, position = saved or ({}, {})
-        if saved:
-            checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
-            self.aux.load_state_dict(unpack("aux", tensors), strict=True)
-            self.averaged = unpack("averaged", tensors)
         self.trained = self._choose(stage)
         self.share_vision = self.teacher is not None and same_vision(self.student, self.teacher.model)
         optimizer = torch.optim.AdamW(
@@ -125,7 +133,10 @@ class Trainer:
         named = {**dict(self.student.named_parameters()), **{f"aux.{k}": p for k, p in self.aux.named_parameters()}}
         for prefix in (*stage.train, *self.train.freeze):
             if not any(name.startswith(prefix) for name in named):
-                raise ValueError(f"no parameter starts with {prefix!r}; the model has {', '.join(sorted({n.split('.')[0] for n in named}))}")
+                raise ValueError(
+                    f"no parameter starts with {prefix!r}; the model has "
+                    f"{', '.join(sorted({n.split('.')[0] for n in named}))}"
+                )
         for name, parameter in named.items():
             parameter.requires_grad_(name.startswith(stage.train) and not name.startswith(self.train.freeze or "\0"))
         return [p for p in named.values() if p.requires_grad]
@@ -133,6 +144,7 @@ class Trainer:
     def _stage(self, stage: Stage, first: int, last: int, run: Run | None, stop: list[bool], bar: Any) -> None:
         with ThreadPoolExecutor(1) as loader:
             upcoming: Future[tuple[Batch, Draw]] = loader.submit(self._load, self.step)
+            self.clock.take()  # what came before is set-up
             while self.step < last:
                 self.clock.lap("step")
                 batch, draw = upcoming.result()
@@ -165,20 +177,25 @@ class Trainer:
                 out = self.model(batch, draw, self.student_taps)
             terms = self.method.loss(self.student, out, expected, stage)
             total = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(total):
-                bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-                raise FloatingPointError(
-                    f"the loss {bad[0] if bad else 'total'} is not finite at step {self.step}: look for NaN in the data, or "
-                    "lower train.lr; the last checkpoint is intact"
-                )
+            self._demand_finite({**{f"the loss {name}": term for name, term in terms.items()}, "the loss": total})
             self.accelerator.backward(total)
             if self.accelerator.sync_gradients:
-                norm = self.accelerator.clip_grad_norm_(self.trained, self.train.clip)
-                terms = {**terms, "gradient_norm": torch.as_tensor(norm)}
+                norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained, self.train.clip))
+                self._demand_finite({"the gradient": norm})
+                terms = {**terms, "gradient_norm": norm}
             self.optimizer.step()
             self.optimizer.zero_grad()
         self._average()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _demand_finite(self, values: dict[str, Tensor]) -> None:
+        """Raises FloatingPointError before a bad value reaches the weights."""
+        if not torch.isfinite(torch.stack(list(values.values()))).all():
+            bad = next(name for name, value in values.items() if not torch.isfinite(value))
+            raise FloatingPointError(
+                f"{bad} is not finite at step {self.step}: look for NaN in the data, or lower train.lr; "
+                "the last checkpoint is intact"
+            )
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -188,7 +205,9 @@ class Trainer:
             if name in self.averaged:
                 self.averaged[name].lerp_(parameter, 1 - decay)
 
-    def _after(self, stage: Stage, terms: dict[str, Tensor], run: Run | None, stop: list[bool], bar: Any, last: int) -> None:
+    def _after(
+        self, stage: Stage, terms: dict[str, Tensor], run: Run | None, stop: list[bool], bar: Any, last: int
+    ) -> None:
         """Log, checkpoint, notice a request to stop."""
         bar.update()
         logged = self.step % LOG_EVERY == 0 or self.step == last
@@ -198,10 +217,20 @@ class Trainer:
             self.accelerator.log(values, step=self.step)
             if run and self.accelerator.is_main_process:
                 times = {f"{part}_s": round(seconds, 4) for part, seconds in self.clock.take().items()}
-                run.log({"step": self.step, "stage": stage.name, "lr": self.optimizer.param_groups[0]["lr"], **values, **times})
-        if run and self.accelerator.is_main_process and (stop or self.step % self.train.save_every == 0 or self.step == last):
+                run.log(
+                    {
+                        "step": self.step,
+                        "stage": stage.name,
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        **values,
+                        **times,
+                    }
+                )
+        stopping = bool(stop) and self.step % self.train.accumulate == 0  # half of an accumulation is not saved
+        due = stopping or self.step % self.train.save_every == 0 or self.step == last
+        if run and due and self.accelerator.is_main_process:
             self.save(run, stage)
-        if stop:
+        if stopping:
             where = f"; the same command goes on from step {self.step} in {run.out}" if run else ""
             raise Interrupted(f"stopped at step {self.step} of {self.train.steps}{where}")
 
@@ -211,8 +240,8 @@ class Trainer:
         tensors = {k: v for prefix, part in parts.items() for k, v in pack(prefix, part).items()}
         tensors |= pack("optimizer", optimizer_tensors(self.optimizer.optimizer))
         run.save(self.step, tensors, {"stage": stage.name})
-        about = {"method": {"name": type(self.method).__module__.rpartition(".")[2], **dataclasses.asdict(self.method)}}
-        checkpoint.save(self.result(), run.out / "student", **about, step=self.step, steps=self.train.steps)
+        about = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
+        checkpoint.save(self.result(), run.out / "student", **about)
 
     def result(self) -> Family:
         """A copy of the student as it would be used: averaged weights where averaging is on."""
@@ -223,8 +252,15 @@ class Trainer:
         return student.eval().requires_grad_(False)
 
 
-def check(train: Train, data: Data, student: Family) -> None:
-    """Raises ValueError for settings that cannot work together."""
+def check(train: Train, data: Data, student: Family, stages: list[tuple[Stage, int, int]]) -> None:
+    """Raises ValueError for settings that cannot work, alone or together."""
+    for name in ("steps", "batch", "draws", "accumulate", "save_every", "keep_checkpoints"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"train.{name} must be at least 1, not {getattr(train, name)}")
+    ends = {f"the end of stage {stage.name!r}": last for stage, _, last in stages}
+    for what, step in {"train.save_every": train.save_every, **ends}.items():
+        if step % train.accumulate:
+            raise ValueError(f"{what} ({step}) must be a multiple of train.accumulate ({train.accumulate})")
     if train.warmup >= train.steps:
         raise ValueError(f"train.warmup ({train.warmup}) must be below train.steps ({train.steps})")
     if train.batch > len(data):
@@ -237,6 +273,10 @@ def check(train: Train, data: Data, student: Family) -> None:
     missing = [camera for camera in student.spec.cameras if camera not in data.cameras]
     if missing:
         raise ValueError(f"the policy needs the camera {missing[0]!r}; the data has {', '.join(data.cameras)}")
+    spec = student.spec
+    for what, wants, has in (("state", spec.state_dim, data.state_dim), ("action", spec.action_dim, data.action_dim)):
+        if wants != has:
+            raise ValueError(f"the policy is for {wants} {what} dimensions, the data has {has}: choose other data")
 
 
 def plan(stages: list[Stage], steps: int) -> Iterator[tuple[Stage, int, int]]:
@@ -254,6 +294,10 @@ def schedule(step: int, steps: int, train: Train) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
     return train.floor + (1 - train.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    return {"name": type(method).__module__.rpartition(".")[2], **dataclasses.asdict(method)}
 
 
 def _draw_to(draw: Draw, device: torch.device) -> Draw:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lithe import api, checkpoint, registry, result, surgery
+from lithe import api, checkpoint, result, surgery
 from lithe._tables import explain_table
 from lithe.families.base import Family
 from lithe.methods.base import Method
@@ -95,14 +95,10 @@ def shapes(source: Family | str | Path) -> Family:
     if isinstance(source, Family):
         tensors = (*source.named_parameters(), *source.named_buffers())
         return copy.deepcopy(source, memo={id(t): _like(t) for _, t in tensors})
+    if Path(source).exists():
+        return checkpoint.skeleton(Path(source))
     with torch.device("meta"):
-        if not Path(source).exists():
-            return api.load(source)
-        card = checkpoint.read_card(Path(source))
-        family: Any = registry.get("families", card["family"])
-        model: Family = family.blank(card["config"], Path(source))
-    surgery.replay(model, [surgery.parse(op) for op in card["history"]])
-    return model
+        return api.load(source)
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -111,7 +111,9 @@ def check_keywords(kind: type, settings: dict[str, Any], where: str) -> None:
     known = [name for name in inspect.signature(kind).parameters if name != "self"]
     for key in settings:
         if key not in known:
-            raise ValueError(f"{where}: there is no setting {key!r}{suggestion(key, known)}; it knows {', '.join(known)}")
+            raise ValueError(
+                f"{where}: there is no setting {key!r}{suggestion(key, known)}; it knows {', '.join(known)}"
+            )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -128,7 +130,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no recipe {path}; `lithe list recipes` shows those shipped")
     text = path.read_text()
     if len(text.splitlines()) > LINES:
-        raise ValueError(f"{path} has {len(text.splitlines())} lines; a recipe has at most {LINES}: move shared parts to a base")
+        raise ValueError(
+            f"{path} has {len(text.splitlines())} lines; a recipe has at most {LINES}: move shared parts to a base"
+        )
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -177,9 +181,9 @@ def parse(data: dict[str, Any], where: str) -> Recipe:
     for key, kind in sections.items():
         if values.get(key) is not None:
             values[key] = strict(kind, values[key], f"{where}: {key}")
-    for key, kind in (("method", "methods"), ("data", "data")):
+    for key, folder in (("method", "methods"), ("data", "data")):
         if key in values and (not isinstance(values[key], dict) or "name" not in values[key]):
-            raise ValueError(f"{where}: {key} needs a name; one of {', '.join(names(kind))}")
+            raise ValueError(f"{where}: {key} needs a name; one of {', '.join(names(folder))}")
     recipe: Recipe = strict(Recipe, values, where)
     teacher = recipe.teacher
     if (teacher.source is None) == (teacher.preset is None):
@@ -197,9 +201,11 @@ def strict(kind: type, values: Any, where: str) -> Any:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            raise ValueError(f"{where}: there is no setting {key!r}{suggestion(str(key), known)}; it knows {', '.join(known)}")
+            raise ValueError(
+                f"{where}: there is no setting {key!r}{suggestion(str(key), known)}; it knows {', '.join(known)}"
+            )
     plain = {k: v for k, v in values.items() if not dataclasses.is_dataclass(v)}
-    ready = {k: v for k, v in values.items() if dataclasses.is_dataclass(v)}
+    ready: dict[str, Any] = {k: v for k, v in values.items() if dataclasses.is_dataclass(v)}
     try:
         hints = TypeAdapter(kind).validate_python({**plain, **{k: dataclasses.asdict(v) for k, v in ready.items()}})
     except ValidationError as error:

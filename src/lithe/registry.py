@@ -29,13 +29,19 @@ def get(kind: str, name: str) -> type:
     """The plug-in class called `name`. Raises ValueError with a suggestion when there is none."""
     known = names(kind)
     if name not in known:
-        raise ValueError(f"no {name!r} among lithe's {kind}{suggestion(name, known)}; there are: {', '.join(known)}")
+        raise ValueError(
+            f"no {name!r} among lithe's {kind}{suggestion(str(name), known)}; there are: {', '.join(known)}"
+        )
     for entry in entry_points(group=f"lithe.{kind}"):
         if entry.name == name:
             return entry.load()
     module = importlib.import_module(f"lithe.{kind}.{name}")
     base = getattr(importlib.import_module(f"lithe.{kind}.base"), kind_class(kind))
-    own = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__]
+    own = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__
+    ]
     public = [c for c in own if not c.__name__.startswith("_")]
     assert len(public) == 1, f"lithe/{kind}/{name}.py must define exactly one public {base.__name__}, found {public}"
     return public[0]

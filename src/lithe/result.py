@@ -19,7 +19,12 @@ PACKAGES = ("lithe", "torch", "transformers", "numpy", "lerobot", "metaworld", "
 
 
 def make(
-    kind: str, name: str, settings: dict[str, Any], rows: list[dict[str, Any]], recipe_hash: str | None = None, **more: Any
+    kind: str,
+    name: str,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    recipe_hash: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """A Result of this machine, this commit, these versions. `more`: further top-level fields, None left out."""
     assert kind in KINDS, f"unknown kind of Result {kind!r}"
@@ -52,7 +57,9 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a Result: {error}; Results are written by lithe bench, eval and reproduce") from error
+        raise ValueError(
+            f"{path} is not a Result: {error}; Results are written by lithe bench, eval and reproduce"
+        ) from error
     if not isinstance(document, dict) or document.get("kind") not in KINDS or "rows" not in document:
         raise ValueError(f"{path} is not a Result: it needs 'kind' (one of {', '.join(KINDS)}) and 'rows'")
     return document

@@ -10,7 +10,7 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +33,7 @@ class Op(Protocol):
 
 @dataclass(frozen=True)
 class KeepLayers:
-    """Keep these layers of a stack, in this order, and renumber. `by_path` lets one ModuleList of the stack keep others.
+    """Keep these layers of a stack, in this order, and renumber. `by_path` lets one of its ModuleLists keep others.
 
     `by_path` exists only to rebuild known mistakes as ablations (a trunk and an expert cut differently); both
     selections must be equally long.
@@ -67,9 +67,13 @@ OPS: dict[str, type] = {"KeepLayers": KeepLayers}
 def check_selection(keep: tuple[int, ...], depth: int, expected: int, path: str) -> None:
     """Raises ValueError unless `keep` is a non-empty, strictly increasing choice of existing layers."""
     if not keep or len(keep) != expected:
-        raise ValueError(f"{path}: keeps {len(keep)} layers where {expected} were expected; name the same number everywhere")
+        raise ValueError(
+            f"{path}: keeps {len(keep)} layers where {expected} were expected; name the same number everywhere"
+        )
     if list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= depth:
-        raise ValueError(f"{path}: cannot keep layers {list(keep)} of {depth}; give increasing indices from 0 to {depth - 1}")
+        raise ValueError(
+            f"{path}: cannot keep layers {list(keep)} of {depth}; give increasing indices from 0 to {depth - 1}"
+        )
 
 
 def find_stack(model: Any, name: str) -> Stack:
@@ -100,11 +104,14 @@ def cut(model: Model, ops: list[Op]) -> Model:
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     student = copy.deepcopy(model, memo=dict(shared))  # the structure is copied, the tensors are not
     replay(student, ops)
-    own = {key: nn.Parameter(p.detach().clone(), p.requires_grad) for key, p in student.named_parameters()}
-    own_buffers = {key: b.detach().clone() for key, b in student.named_buffers()}
-    for key, tensor in (*own.items(), *own_buffers.items()):
+    own: dict[int, Tensor] = {}  # a tied tensor is copied once and put back under all its names
+    parameters, buffers = (named(remove_duplicate=False) for named in (student.named_parameters, student.named_buffers))
+    for key, tensor in (*parameters, *buffers):
+        if id(tensor) not in own:
+            copied = tensor.detach().clone()
+            own[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
         parent, _, name = key.rpartition(".")
-        setattr(student.get_submodule(parent), name, tensor)
+        setattr(student.get_submodule(parent), name, own[id(tensor)])
     return student
 
 

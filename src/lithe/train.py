@@ -14,8 +14,8 @@ from lithe.recipe import Recipe
 def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     """Run a recipe to its end, resuming what `out` (default runs/<name>) holds; returns the Result.
 
-    A teacher given as a preset starts from random weights and adopts the data's statistics and words; a teacher given as
-    a source is loaded, and its own statistics stay. The policy lands in <out>/student.
+    A teacher given as a preset starts from random weights and adopts the data's statistics and words; a teacher given
+    as a source is loaded, and its own statistics stay. The policy lands in <out>/student.
     """
     out = Path(out or Path("runs") / recipe.name)
     data = api.data(**recipe.data)

@@ -27,8 +27,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -102,6 +102,7 @@ class Spec:
     action_dim: int  # real dimensions, without padding
     horizon: int  # actions per chunk
     replan: int  # actions executed before the next chunk is asked for
+    steps: int  # denoise steps (or decoding passes) of one chunk
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Cost:
         return sum(self.bytes.values())
 
     def floor_ms(self, flops_per_s: float, bytes_per_s: float) -> dict[str, float]:
-        """Roofline per component in ms: the slower of arithmetic and traffic. Launches and activations count as free."""
+        """Roofline per component in ms: the slower of arithmetic and traffic; launches and activations are free."""
         return {k: 1e3 * max(self.flops[k] / flops_per_s, self.bytes[k] / bytes_per_s) for k in self.flops}
 
 

@@ -81,7 +81,7 @@ def nothing_to_learn_when_whole(case: Case, folder: Path) -> None:
     def look(student: Family, terms: dict[str, Tensor]) -> None:
         weights = [p for p in student.parameters() if p.requires_grad]
         for name, term in _distillation(terms).items():
-            assert float(term) == 0.0, f"{name} is {float(term)} with every layer running"
+            assert term.item() == 0.0, f"{name} is {term.item()} with every layer running"
             found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
             largest = max((float(g.abs().max()) for g in found if g is not None), default=0.0)
             assert largest == 0.0, f"{name} has a gradient of {largest} with every layer running"
@@ -99,8 +99,11 @@ def a_cut_has_to_be_paid_for(case: Case, folder: Path) -> None:
 
     def look(student: Family, terms: dict[str, Tensor]) -> None:
         names.update(_distillation(terms))
+        weights = [p for p in student.parameters() if p.requires_grad]
         for name, term in _distillation(terms).items():
-            assert 0.0 < float(term) < float("inf"), f"{name} is {float(term)} for a cut student"
+            assert 0.0 < term.item() < float("inf"), f"{name} is {term.item()} for a cut student"
+            found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+            assert any(g is not None and g.abs().max() > 0 for g in found), f"{name} teaches nothing: no gradient"
 
     for mode in MODES:
         case.trainer(case.watched(look), **_freezing(teacher, mode)).fit(None, [])
@@ -155,7 +158,7 @@ def teacher_is_left_alone(case: Case, folder: Path) -> None:
     def inspect(model: Family, inputs: Any) -> None:
         assert method.needs_teacher, "the teacher ran although the method does not need it"
         assert not any(m.training for m in model.modules()), "the teacher is in training mode"
-        assert not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters())
+        assert not torch.is_grad_enabled(), "the teacher runs with gradients"
 
     teacher.register_forward_pre_hook(inspect)
     trainer.fit(None, [])
@@ -179,8 +182,9 @@ def a_cut_is_data(case: Case, folder: Path) -> None:
     teacher = case.teacher()
     before, shape = tensors(teacher), (teacher.describe(), list(teacher.history), str(teacher))
     ops = case.build().cut(teacher)
-    assert [surgery.parse(json.loads(json.dumps(surgery.dump(op)))) for op in ops] == ops
-    assert same(tensors(teacher), before) and (teacher.describe(), teacher.history, str(teacher)) == shape
+    assert [surgery.parse(json.loads(json.dumps(surgery.dump(op)))) for op in ops] == ops, "not the same after JSON"
+    assert same(tensors(teacher), before), "cut() wrote to the teacher"
+    assert (teacher.describe(), teacher.history, str(teacher)) == shape, "cut() changed the teacher's shape"
     assert case.build().cut(teacher.to("meta")) == ops, "the cut depends on weights"
 
 
@@ -267,9 +271,10 @@ def soft_and_hard_routes_are_exact(case: Case, folder: Path) -> None:
                     assert end is None or torch.equal(mixed[row], end[row]), f"{path}.{i} is not exact at the ends"
         whole, skipping = Route((True,) * depth, torch.ones(2, depth)), torch.ones(2, depth)
         skipping[:, 1] = 0.0
-        assert torch.equal(_layer_streams(model, whole)[1], _layer_streams(model, None)[1])
+        assert torch.equal(_layer_streams(model, whole)[1], _layer_streams(model, None)[1]), "a share of 1 is not running"
         skipped = _layer_streams(model, Route.without(depth, 1))[1]
-        assert torch.equal(_layer_streams(model, Route((True,) * depth, skipping))[1], skipped)
+        softly = _layer_streams(model, Route((True,) * depth, skipping))[1]
+        assert torch.equal(softly, skipped), "a share of 0 is not skipping"
     teacher = case.teacher()
     noise = teacher.noise(2, torch.Generator().manual_seed(5))
     for gone in ((0,), (depth - 1,), (1, 2)):

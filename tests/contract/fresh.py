@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lithe import checkpoint
+from lithe import checkpoint, registry
 from lithe.families.base import Family
 from lithe.runtimes.eager import Eager
 from lithe.types import Observation, Spec
@@ -70,6 +70,8 @@ def elsewhere(folder: Path) -> str:
 
 def _serve() -> None:
     torch.set_num_threads(1)
+    for name in registry.names("families"):
+        registry.get("families", name)
     for line in sys.stdin:
         if os.fork() == 0:
             status = 1

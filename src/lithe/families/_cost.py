@@ -28,7 +28,7 @@ def pi_cost(model: Pi, views: int, text: int, steps: int) -> Cost:
     vision = views * (2 * patches * tower + attention + 2 * c.vision.tokens * projector)
 
     layers = list(model.trunk.layers)
-    last = linear_weights(layers[-1].k_proj) + linear_weights(layers[-1].v_proj)
+    last = sum(linear_weights(layers[-1].get_submodule(name)) for name in ("k_proj", "v_proj"))
     trunk = sum(linear_weights(layer) for layer in layers[:-1]) + last
     prefill = 2 * prefix * trunk + 4 * (len(layers) - 1) * prefix**2 * inner
 

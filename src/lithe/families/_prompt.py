@@ -1,7 +1,7 @@
 """Words and numbers on their way in and out: the prompt with its discretised state, the tokenizer, normalisation.
 
-Prompt format and the 256 state bins follow openpi (`tokenizer.py`) and LeRobot's pi0.5 processor, so that checkpoints of
-either can be read. A model trained from scratch gets a word tokenizer made from its own task sentences.
+Prompt format and the 256 state bins follow openpi (`tokenizer.py`) and LeRobot's pi0.5 processor, so that checkpoints
+of either can be read. A model trained from scratch gets a word tokenizer made from its own task sentences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def prompt(text: str, state: np.ndarray | None) -> str:
 
 
 def word_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """A tokenizer of whole words: those of `texts`, the prompt's own, and one for each state bin (-1 = out of range)."""
+    """A tokenizer of whole words: those of `texts`, the prompt's own, and one for each state bin (-1 = below all)."""
     shell = {"task", "state", "action"}
     words = sorted(shell | {w for text in texts for w in _words(text)})
     numbers = [str(n) for n in range(-1, BINS)]
@@ -46,7 +46,7 @@ def _words(text: str) -> list[str]:
 
 
 def encode(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids int64 [B, length] and validity bool [B, length], padded on the right. ValueError when one is too long."""
+    """Token ids int64 [B, length] and validity bool [B, length], padded on the right. ValueError if one is too long."""
     ids = np.zeros((len(prompts), length), np.int64)
     valid = np.zeros((len(prompts), length), bool)
     for row, encoded in enumerate(tokenizer.encode_batch(list(prompts))):

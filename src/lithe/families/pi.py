@@ -1,4 +1,4 @@
-"""pi0 and pi0.5: a PaliGemma-like trunk over images and text, and an action expert that denoises a chunk by flow matching.
+"""pi0 and pi0.5: a PaliGemma-like trunk over images and text, and an action expert that denoises by flow matching.
 
 Expert layer l reads the keys and values of trunk layer l, so both stacks are one lockstep Stack. The prefix never looks
 at the suffix; therefore the trunk runs first, once per observation, and its keys and values serve every denoise step
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lithe.families import _cost, _flow, _prompt, _vision
-from lithe.families._attention import KeyValue, Rope, Stream, Widths, block_mask, rope
+from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
 from lithe.families.base import Family
 from lithe.registry import suggestion
 from lithe.surgery import Stack
@@ -36,7 +36,7 @@ NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
 
 @dataclass
 class PiConfig:
-    """Everything that fixes the shape and the conventions of a pi policy. `depth` is the one counter surgery changes."""
+    """Everything that fixes shape and conventions of a pi policy. `depth` is the one counter surgery changes."""
 
     variant: str = "pi05"  # or "pi0"
     depth: int = 18
@@ -138,7 +138,9 @@ class Pi(Family):
     @classmethod
     def fresh(cls, preset: str, seed: int = 0, **overrides: Any) -> Pi:
         if preset not in PRESETS:
-            raise ValueError(f"pi has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}")
+            raise ValueError(
+                f"pi has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}"
+            )
         config = PiConfig.parse({**asdict(PRESETS[preset]), **overrides})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -157,14 +159,13 @@ class Pi(Family):
         return {**asdict(self.config), "depth": self.uncut_depth}
 
     def save_extras(self, folder: Path) -> None:
-        assert self.normalizer is not None and self.tokenizer is not None, "fit_to was never called"
-        self.normalizer.save(folder / NORMALIZER)
-        self.tokenizer.save(str(folder / TOKENIZER))
+        self._fitted().save(folder / NORMALIZER)
+        self._tokenizer().save(str(folder / TOKENIZER))
 
     @property
     def spec(self) -> Spec:
         c = self.config
-        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan)
+        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan, c.steps)
 
     def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
         missing = [camera for camera in self.config.cameras if camera not in cameras]
@@ -187,8 +188,7 @@ class Pi(Family):
     # -- data in and out ---------------------------------------------------------------------------------------------
 
     def batch(self, samples: dict[str, Any]) -> Batch:
-        assert self.normalizer is not None, "fit_to was never called"
-        c, images = self.config, []
+        c, images, normalizer = self.config, [], self._fitted()
         live = [camera in samples["images"] for camera in c.cameras]
         for camera in c.cameras:
             raw = samples["images"].get(camera)
@@ -197,13 +197,13 @@ class Pi(Family):
             images.append(_vision.resize_with_pad(torch.from_numpy(raw).permute(0, 3, 1, 2), c.vision.image))
         if not any(live):
             raise ValueError(f"none of the policy's cameras ({', '.join(c.cameras)}) is in the observation")
-        state = self.normalizer.encode("observation.state", samples["state"])
+        state = normalizer.encode("observation.state", samples["state"])
         in_prompt = state if c.variant == "pi05" and c.state_in_prompt else [None] * len(state)
         prompts = [_prompt.prompt(text, s) for text, s in zip(samples["task"], in_prompt, strict=True)]
         ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text)
         actions = samples.get("action")
         if actions is not None:
-            actions = _pad(torch.from_numpy(self.normalizer.encode("action", actions)), c.width_action)
+            actions = _pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
         return Batch(
             images_BVCYX=torch.stack(images, dim=1),
             live_BV=torch.tensor(live).expand(len(ids), -1),
@@ -214,8 +214,16 @@ class Pi(Family):
         )
 
     def _tokenizer(self) -> Tokenizer:
-        assert self.tokenizer is not None, "fit_to was never called"
+        self._fitted()
+        assert self.tokenizer is not None
         return self.tokenizer
+
+    def _fitted(self) -> _prompt.Normalizer:
+        if self.normalizer is None:
+            raise ValueError(
+                "this policy has random weights and no statistics yet: train it, or call fit_to(stats, ...)"
+            )
+        return self.normalizer
 
     def observe(self, observations: Sequence[Observation]) -> Batch:
         key = "observation.images."
@@ -229,8 +237,7 @@ class Pi(Family):
         )
 
     def actions(self, actions_BHA: Tensor) -> Tensor:
-        assert self.normalizer is not None, "fit_to was never called"
-        offset, scale = (torch.from_numpy(x) for x in self.normalizer.affine("action"))
+        offset, scale = (torch.from_numpy(x) for x in self._fitted().affine("action"))
         return actions_BHA[..., : self.config.action_dim].float().cpu() * scale + offset
 
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
@@ -259,7 +266,7 @@ class Pi(Family):
     # -- computing ---------------------------------------------------------------------------------------------------
 
     def see(self, view_BVCYX: Tensor) -> Tensor:
-        return self.vision(view_BVCYX)
+        return self.vision(view_BVCYX.to(self.embed.weight.dtype))
 
     def forward(self, batch: Batch, draw: Draw, taps: Sequence[Tap] = (), route: Route | None = None) -> Out:
         assert batch.actions_BHA is not None, "a training batch needs actions"
@@ -282,7 +289,8 @@ class Pi(Family):
     ) -> list[KeyValue | None]:
         """Keys and values of every trunk layer that runs. The last one does no more than that, unless it is tapped."""
         rotation = rope((valid.cumsum(1) - 1), self.config.trunk.head_dim)
-        mask, caches = valid[:, None, None, :], []
+        mask = valid[:, None, None, :]
+        caches: list[KeyValue | None] = []
         running = _running(route, self.config.depth)
         last = max((i for i, runs in enumerate(running) if runs), default=-1)
         wants_end = Tap("prefix", self.config.depth) in taps
@@ -291,6 +299,7 @@ class Pi(Family):
             if not running[i]:
                 caches.append(None)
             elif i == last and not wants_end and all(t.kind != "prefix" or t.layer <= i for t in taps):
+                assert isinstance(layer, GemmaLayer)
                 caches.append(layer.prefix_only(x, rotation))
             else:
                 after, cache, _ = layer(x, rotation, mask)
@@ -330,7 +339,7 @@ class Pi(Family):
 
     def _embed_suffix(self, batch: Batch, x_BRHA: Tensor, time_BR: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """Suffix stream [B, R*queries, width], conditioning of the norms, and tokens per draw."""
-        tokens = self.action_in(x_BRHA)
+        tokens = self.action_in(x_BRHA.to(self.embed.weight.dtype))
         time = _flow.time_embedding(time_BR, self.config.expert.width).to(tokens.dtype)
         if self.state_in is None:
             cond = F.silu(self.time_out(F.silu(self.time_in(time))))
@@ -338,7 +347,9 @@ class Pi(Family):
             return tokens.flatten(1, 2), cond, queries
         joined = torch.cat([tokens, time[:, :, None].expand_as(tokens)], dim=-1)
         tokens = self.time_out(F.silu(self.time_in(joined)))
-        state = self.state_in(batch.state_BS)[:, None, None].expand(-1, tokens.shape[1], -1, -1)
+        state = self.state_in(batch.state_BS.to(self.embed.weight.dtype))[:, None, None].expand(
+            -1, tokens.shape[1], -1, -1
+        )
         tokens = torch.cat([state.to(tokens.dtype), tokens], dim=2)
         return tokens.flatten(1, 2), None, tokens.shape[2]
 
@@ -388,7 +399,9 @@ class Pi(Family):
         return chunk
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
-        return _cost.pi_cost(self, views or len(self.config.cameras), text or self.config.text, steps or self.config.steps)
+        return _cost.pi_cost(
+            self, views or len(self.config.cameras), text or self.config.text, steps or self.config.steps
+        )
 
 
 def _pad(x: Tensor, width: int) -> Tensor:

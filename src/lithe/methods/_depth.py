@@ -23,5 +23,3 @@ def first(depth: int, keep: int) -> tuple[int, ...]:
 def check(depth: int, keep: int) -> None:
     if not 1 <= keep <= depth:
         raise ValueError(f"cannot keep {keep} layers of {depth}: set method.keep to a number from 1 to {depth}")
-
-

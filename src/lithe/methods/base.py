@@ -1,7 +1,7 @@
 """Method: one paper, or one control, as a frozen dataclass of its knobs. It answers questions; the trainer asks them.
 
-A method never names a family: it speaks of stacks, taps and outputs. Everything the paper leaves open is a knob with its
-default documented in the method's own file.
+A method never names a family: it speaks of stacks, taps and outputs. Everything the paper leaves open is a knob with
+its default documented in the method's own file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lithe.types import Out, Tap
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of training. `share` of the recipe's steps; parameters whose name starts with one of `train`; lr factor."""
+    """One part of training: `share` of the recipe's steps, name prefixes of what trains, learning-rate factor."""
 
     name: str = "distil"
     share: float = 1.0

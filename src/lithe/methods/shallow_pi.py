@@ -9,8 +9,8 @@ over vision-language keys in one middle layer. Student layer i starts as teacher
 
 Guessed, because the paper does not say (each is a knob): the weight of the attention term (0.1), its layer (the
 student's middle one and the teacher layer that one came from), heads compared one by one, probabilities renormalised
-over vision-language keys, temperature 1, direction teacher to student. The number of padded action dimensions inside the
-errors belongs to the family. Departs from the authors' code on purpose: that code renumbers the expert only
+over vision-language keys, temperature 1, direction teacher to student. The number of padded action dimensions inside
+the errors belongs to the family. Departs from the authors' code on purpose: that code renumbers the expert only
 (`scope: expert_only` rebuilds this), draws separate views for teacher and student, and has no attention term.
 """
 
@@ -41,7 +41,9 @@ class ShallowPi(Method):
     task: float = 1.0  # lambda_task
     velocity: float = 1.0  # lambda_kd
     attention: float = 0.1  # lambda_attn; 0 turns the term off
-    attention_layers: tuple[int, int] | None = None  # (student, teacher); None = the middle of the student and its origin
+    attention_layers: tuple[int, int] | None = (
+        None  # (student, teacher); None = the middle of the student and its origin
+    )
     heads: Literal["separate", "mean"] = "separate"  # KL per head, or of the head-averaged attention
     renormalise: bool = True  # softmax over vision-language keys only; False = their slice of the full softmax
     temperature: float = 1.0
@@ -51,13 +53,18 @@ class ShallowPi(Method):
     def cut(self, teacher: Family) -> list[Op]:
         depth = teacher.depth("trunk")
         layers = uniform(depth, self.keep)
-        wrong = {find_stack(teacher, "trunk").paths[0]: first(depth, self.keep)} if self.scope == "expert_only" else None
+        wrong = (
+            {find_stack(teacher, "trunk").paths[0]: first(depth, self.keep)} if self.scope == "expert_only" else None
+        )
         return [KeepLayers("trunk", layers, wrong)]
 
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         if not self.attention:
             return (), ()
-        mine, theirs = self.attention_layers or (self.keep // 2, uniform(teacher.depth("trunk"), self.keep)[self.keep // 2])
+        mine, theirs = self.attention_layers or (
+            self.keep // 2,
+            uniform(teacher.depth("trunk"), self.keep)[self.keep // 2],
+        )
         for name, layer, depth in (("student", mine, self.keep), ("teacher", theirs, teacher.depth("trunk"))):
             if not 0 <= layer < depth:
                 raise ValueError(f"method.attention_layers: the {name} has layers 0 to {depth - 1}, not {layer}")

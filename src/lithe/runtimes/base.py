@@ -37,8 +37,9 @@ class Runtime(ABC):
 
     def infer(self, observation: Observation) -> np.ndarray:
         """One chunk of actions in the robot's units, float32 [H, A]."""
-        batch = self.model.observe([observation])
-        chunk = self.chunk(batch, self.model.noise(1, self.generator))
+        device = next(self.model.parameters()).device
+        batch = self.model.observe([observation]).to(device)
+        chunk = self.chunk(batch, self.model.noise(1, self.generator).to(device))
         return self.model.actions(chunk)[0].numpy()
 
     @abstractmethod

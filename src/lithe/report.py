@@ -1,0 +1,117 @@
+"""`lithe report`: Results, run folders and film strips put together into one self-contained HTML page.
+
+A headline in words, made from the Results; then success, speed, the two against each other, what was cut, how alike
+layers are, training, film strips, and where every number comes from. Sections appear for what was given. No script, no
+network, light and dark, wide and narrow, on paper. The bricks are in _page.py, the drawings in _figures.py, the style
+in report.css. Nothing is measured here and nothing is typed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lithe import _anatomy, _speed, _success, _training
+from lithe._material import Material, gather
+from lithe._page import Html, details, page, section, table, tag, who
+from lithe._strips import Strip, strips
+from lithe._verdict import verdict
+
+__all__ = ["report", "strips"]
+
+
+def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe report") -> Path:
+    """Writes the page to the file `out`, whole or not at all, and returns it.
+
+    results: Result files of the kinds eval, bench, profile, train and explain; run folders (recipe.json with
+    metrics.jsonl); folders made by `strips`, of which one called `strips` beside an evaluation's file is found by
+    itself. Raises ValueError, saying what is accepted, for an input that nothing can be made of.
+    """
+    from lithe.checkpoint import write_atomically
+
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give the page a name in it, such as {out / 'report.html'}")
+    material = gather([Path(path) for path in results])
+    sections = [
+        ("Success", _success.success(material)),
+        ("Speed", _speed.speed(material)),
+        ("Success against time", _speed.pareto(material)),
+        ("What was cut", _anatomy.cut(material)),
+        ("Layers over denoise time", _anatomy.similarity(material)),
+        ("Training", _training.training(material)),
+        ("Film strips", films(material)),
+        ("Provenance", provenance(material)),
+    ]
+    lead = [*verdict(material), *([glance] if (glance := _success.glance(material)) else [])]
+    text = page(title, lead, [section(name, *parts) for name, parts in sections if parts])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text.encode("utf-8", "replace"))
+    return out
+
+
+def films(material: Material) -> list[Html]:
+    """The same task and seed for every policy, one above the other."""
+    scenes: dict[tuple[str, int], list[Strip]] = {}
+    for strip in material.strips:
+        scenes.setdefault((strip.task, strip.seed), []).append(strip)
+    parts = []
+    for (task, seed), shown in scenes.items():
+        rows = [part for strip in shown for part in _film(strip, material.look(strip.policy))]
+        parts.append(tag("div", tag("h3", f"{task}, seed {seed}"), *rows, class_="film"))
+    if not parts:
+        return []
+    said = (
+        "One episode a task, from the same initial state for every policy; the numbers are steps. Pictures illustrate: "
+    )
+    return [tag("p", said + "whether a policy is good is told by the intervals, not by one episode."), *parts]
+
+
+def _film(strip: Strip, look: int) -> list[Html]:
+    outcome = f"solved after {strip.steps} steps" if strip.success else f"not solved within {strip.steps} steps"
+    frames = []
+    for step, name in strip.frames:
+        data = base64.b64encode(strip.png(name)).decode()
+        alt = f"{strip.policy} on {strip.task}, seed {strip.seed}, after {step} steps"
+        picture = tag("img", src=f"data:image/png;base64,{data}", alt=alt)
+        frames.append(tag("span", picture, tag("span", str(step), class_="step"), class_="frame"))
+    return [
+        tag("p", who(strip.policy, look), " ", tag("span", outcome, class_="outcome")),
+        tag("div", *frames, class_="strip"),
+    ]
+
+
+def provenance(material: Material) -> list[Html]:
+    """Where every number comes from."""
+    if not material.sources:
+        return []
+    rows = []
+    for source, name in zip(material.sources, names := _file_names(material), strict=True):
+        d, facts = source.document, source.document.get("hardware", {})
+        torch, place = d.get("versions", {}).get("torch"), facts.get("gpu") or facts.get("cpu")
+        cells = (d["kind"], d.get("name"), d.get("commit"), d.get("recipe_hash"), torch, place)
+        rows.append([name, *(str(cell if cell is not None else "–") for cell in cells)])
+    head = ["file", "kind", "name", "commit", "recipe", "torch", "machine"]
+    parts = [table(head, rows, "Results", words=7)]
+    if any(str(s.document.get("commit", "")).endswith("+") for s in material.sources):
+        parts.append(tag("p", "A commit that ends in + had uncommitted changes.", class_="under"))
+    return [*parts, *(_facts(name, source.document) for name, source in zip(names, material.sources, strict=True))]
+
+
+def _file_names(material: Material) -> list[str]:
+    """Files by their names, with their folders' where two are called alike."""
+    plain = [source.path.name for source in material.sources]
+    return [
+        name if plain.count(name) == 1 else f"{source.path.resolve().parent.name}/{name}"
+        for name, source in zip(plain, material.sources, strict=True)
+    ]
+
+
+def _facts(name: str, document: dict[str, Any]) -> Html:
+    """A Result without its rows, as it stands in the file."""
+    kept = ("recipe_hash", "commit", "versions", "hardware", "settings", "ceilings")
+    text = json.dumps({key: document[key] for key in kept if key in document}, indent=2, ensure_ascii=False)
+    return details(f"{name}: versions, hardware, settings", tag("pre", text))
