@@ -81,16 +81,16 @@ def forest(marks: Sequence[Mark], x: Scale, form: Form, label: str, alt: str, ze
 
 def bars(rows: Sequence[Bar], x: Scale, form: Form, label: str, alt: str) -> Html:
     """Stacked lengths, one row each; a triangle marks each floor."""
-    height = (ROW + 8) * len(rows)
+    height, order = (ROW + 8) * len(rows), list(dict.fromkeys(part for row in rows for part in row.parts))
     drawn = [_x_axis(x, height, form, label)]
     for i, row in enumerate(rows):
         top, left = (ROW + 8) * i, 0.0
         drawn.append(_caption(row.name, row.text, top + 16, row.look))
-        for k, (part, length) in enumerate(row.parts.items()):
-            width = length / x.high
+        for part, length in row.parts.items():
+            k, width = order.index(part) % 4, length / x.high
             said = tag("title", f"{row.name}: {part} {form(length)}")
-            block = tag("rect", said, x=pct(left), y=top + 24, width=pct(width), height=BAR, class_=f"part{k % 4}")
-            word = tag("text", part, x=pct(left + width / 2), y=top + 36, class_=f"inside on{k % 4}")
+            block = tag("rect", said, x=pct(left), y=top + 24, width=pct(width), height=BAR, class_=f"part{k}")
+            word = tag("text", part, x=pct(left + width / 2), y=top + 36, class_=f"inside on{k}")
             drawn += [block, word if width > 0.17 else Html("")]
             left += width
         if row.floor is not None:

@@ -99,7 +99,8 @@ def _sound(folder: Path) -> bool:
     position = _parsed(folder / POSITION)
     if not isinstance(position, dict) or not (folder / STATE).is_file():
         return False
-    return position.pop("sha256", None) == _digest(folder, position)
+    digest = position.pop("sha256", None)
+    return digest in (None, _digest(folder, position))  # the first version wrote none
 
 
 def _digest(folder: Path, place: dict[str, Any]) -> str:

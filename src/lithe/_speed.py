@@ -40,31 +40,13 @@ def speed(material: Material) -> list[Html]:
 
 
 def _latency(material: Material, rows: dict[str, Row]) -> list[Html]:
-    found = []
-    for name, row in rows.items():
-        ms = row.get("latency_ms", {})
-        parts = (
-            {part: ms[part] for part in row.get("flops", {}) if part in ms} or {"chunk": ms["p50"]}
-            if "p50" in ms
-            else {}
-        )
-        if not parts:
-            continue
-        floor = sum(row["floor_ms"].values()) if "floor_ms" in row else None
-        faster = row.get("ratio", {})
-        won = (
-            f" · {times(faster['p50'])} {brackets(factor(faster['low']), factor(faster['high']))}"
-            if faster and faster["against"] != name
-            else ""
-        )
-        found.append(Bar(name, material.look(name), parts, f"{short(ms['p50'])} ms{won}", floor))
+    found = [_bar(name, material.look(name), row) for name, row in rows.items() if "p50" in row.get("latency_ms", {})]
     if not found:
         return []
     names = list(dict.fromkeys(part for bar in found for part in bar.parts))
-    x = Scale.over([sum(bar.parts.values()) for bar in found] + [bar.floor or 0.0 for bar in found], zero=True)
-    alt = "Median milliseconds a chunk: " + "; ".join(
-        f"{bar.name} {bar.text} ({', '.join(f'{part} {short(v)}' for part, v in bar.parts.items())})" for bar in found
-    )
+    x = Scale.over([v for bar in found for v in (sum(bar.parts.values()), bar.floor or 0.0)], zero=True)
+    split = {bar.name: ", ".join(f"{part} {short(v)}" for part, v in bar.parts.items()) for bar in found}
+    alt = "Median milliseconds a chunk: " + "; ".join(f"{bar.name} {bar.text} ({split[bar.name]})" for bar in found)
     key = tag(
         "p",
         *(tag("span", tag("span", class_=f"swatch p{k % 4}"), part, class_="who") for k, part in enumerate(names)),
@@ -76,6 +58,14 @@ def _latency(material: Material, rows: dict[str, Row]) -> list[Html]:
         "would take at the rates measured here. Components are medians of their own and need not add up to the total."
     )
     return [figure(key, bars(found, x, tick, "ms, p50", alt), caption=caption)]
+
+
+def _bar(name: str, look: int, row: Row) -> Bar:
+    ms, won, text = row["latency_ms"], row.get("ratio"), f"{short(row['latency_ms']['p50'])} ms"
+    if won and won["against"] != name:
+        text += f" · {times(won['p50'])} {brackets(factor(won['low']), factor(won['high']))}"
+    parts = {part: ms[part] for part in row.get("flops", {}) if part in ms} or {"whole chunk": ms["p50"]}
+    return Bar(name, look, parts, text, sum(row["floor_ms"].values()) if "floor_ms" in row else None)
 
 
 def _quantiles(material: Material, rows: dict[str, Row]) -> list[Html]:

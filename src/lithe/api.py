@@ -35,8 +35,7 @@ def method(name: str, **knobs: Any) -> Any:
 def data(name: str, **settings: Any) -> Any:
     """A data set: `data("lerobot", root="data/demos")`, `data("lerobot", repo="you/demos")`, `data("fake")`."""
     kind: Any = registry.get("data", name)
-    recipe.check_keywords(kind, settings, f"data {name}")
-    return kind(**settings)
+    return kind(**recipe.check_keywords(kind, settings, f"data {name}"))
 
 
 def runtime(model: Family | str | Path, name: str = "eager", **settings: Any) -> Any:

@@ -45,7 +45,8 @@ def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **
             "sha256": sha256(stage / WEIGHTS),
             **about,
         }
-        (stage / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        files = {path.name: sha256(path) for path in sorted(stage.iterdir()) if path.name != WEIGHTS}
+        (stage / CARD).write_text(json.dumps({**card, "files": {**files, CARD: _digest(card)}}, indent=1) + "\n")
 
     return write_folder(Path(folder), fill)
 
@@ -65,12 +66,11 @@ def skeleton(folder: Path) -> Family:
     try:
         with torch.device("meta"):
             model: Family = family.blank(card["config"], folder)
-        history = [surgery.parse(op) for op in card["history"]]
-    except (TypeError, KeyError, FileNotFoundError) as error:
+        surgery.replay(model, [surgery.parse(op) for op in card["history"]])
+    except (TypeError, KeyError, AttributeError, RuntimeError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder}/{CARD} or a file beside it is damaged ({error}): fetch or save the policy again"
         ) from error
-    surgery.replay(model, history)
     return model
 
 
@@ -80,13 +80,30 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a lithe policy folder: it has no {CARD}; check the path")
     try:
         card = json.loads((folder / CARD).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{folder}/{CARD} is not valid JSON ({error}): fetch or save the policy again") from error
+    card = card if isinstance(card, dict) else {}
     missing = [key for key in ("format", "family", "config", "history", "sha256") if key not in card]
     if missing or card["format"] != FORMAT:
         found = f"lacks {missing[0]!r}" if missing else f"has format {card['format']}, this version reads {FORMAT}"
         raise ValueError(f"{folder}/{CARD} {found}: save the policy again with this version of lithe")
+    _verify(folder, card)
     return card
+
+
+def _verify(folder: Path, card: dict[str, Any]) -> None:
+    """Raises ValueError unless the card and the files beside it are as they were written."""
+    files = card.get("files")  # the first version wrote none
+    files = files if isinstance(files, dict) else {}
+    found = {path.name: sha256(path) for path in folder.iterdir() if path.name in files and path.is_file()}
+    found[CARD] = _digest({key: value for key, value in card.items() if key != "files"})
+    for name, digest in files.items():
+        if found.get(name) != digest:
+            raise ValueError(f"{folder / name} is missing, truncated or changed since it was saved: fetch it again")
+
+
+def _digest(card: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def read_weights(folder: Path, digest: str) -> dict[str, torch.Tensor]:
@@ -144,6 +161,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     stage, old = (target.parent / f".{target.name}.{what}" for what in ("new", "old"))
     shutil.rmtree(stage, ignore_errors=True)
+    if old.exists() and not target.exists():
+        old.rename(target)  # killed between the two renames below
     try:
         stage.mkdir()
         fill(stage)

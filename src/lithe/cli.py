@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something outside went wrong (disk, loss), 2 the request c
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,7 +116,10 @@ def bench(
     runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
     warmup: Annotated[int, typer.Option(help="Untimed chunks a policy before.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    views: Annotated[int | None, typer.Option(help="Live cameras; default: all the policy has.")] = None,
     runtime: Annotated[str, typer.Option(help="How to run the policies.")] = "eager",
+    baseline: Annotated[str | None, typer.Option(help="Policy the ratios refer to; default: the first.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; default: as they are.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/bench.json"),
 ) -> None:
     """Time policies, interleaved in one run, split into vision, prefix and denoise, beside this machine's floor."""
@@ -123,7 +127,17 @@ def bench(
     from lithe.bench import table
 
     names, folders = _named(policies)
-    document = run(folders, names=names, runs=runs, warmup=warmup, steps=steps, runtime=runtime)
+    document = run(
+        folders,
+        names=names,
+        runs=runs,
+        warmup=warmup,
+        steps=steps,
+        views=views,
+        runtime=runtime,
+        baseline=baseline,
+        threads=threads,
+    )
     _finish(document, table(document), out)
 
 
@@ -216,7 +230,8 @@ def _finish(document: dict[str, Any], table: Any = None, path: Path | None = Non
     from lithe.result import line, save
 
     if table is not None:
-        Console().print(table)
+        terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(width=None if terminal else 120).print(table)
     if path is not None:
         save(document, path)
     print(line(document))

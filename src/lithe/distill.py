@@ -54,11 +54,11 @@ def distill(
     that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite.
     """
     student = surgery.cut(teacher, method.cut(teacher))
-    if not method.stages():
-        return student.eval()
-    trainer = Trainer(student, teacher, method, data, train, out)
+    trainer = Trainer(student, teacher, method, data, train, out) if method.stages() else None
     identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
     run = Run(out, identity, train.keep_checkpoints) if out else None
+    if trainer is None:
+        return student.eval()
     with _stop_on_signal() as stop:
         trainer.fit(run, stop)
     return trainer.result()

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -85,8 +85,8 @@ class Recipe:
 
     def build_method(self) -> Any:
         """The method object of this recipe."""
-        knobs = dict(self.method)
-        return build_method(knobs.pop("name"), **knobs)
+        name = self.method["name"]
+        return strict(get("methods", name), {k: v for k, v in self.method.items() if k != "name"}, f"method {name}")
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain data."""
@@ -106,14 +106,20 @@ def build_method(name: str, **knobs: Any) -> Any:
     return strict(get("methods", name), knobs, f"method {name}")
 
 
-def check_keywords(kind: type, settings: dict[str, Any], where: str) -> None:
-    """Raises ValueError, with a suggestion, for a setting that the constructor of a plug-in does not take."""
-    known = [name for name in inspect.signature(kind).parameters if name != "self"]
-    for key in settings:
-        if key not in known:
-            raise ValueError(
-                f"{where}: there is no setting {key!r}{suggestion(key, known)}; it knows {', '.join(known)}"
-            )
+def check_keywords(kind: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """The settings in the types that the constructor of a plug-in takes. Raises ValueError, as `strict` does."""
+    parameters, hints, typed = inspect.signature(kind).parameters, get_type_hints(kind.__init__), {}
+    for key, value in settings.items():
+        if key not in parameters:
+            raise ValueError(_unknown(key, list(parameters), where))
+        try:
+            typed[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{where}: {key}: {_mistyped(error)}") from error
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in settings:
+            raise ValueError(f"{where}: the setting {key!r} is missing")
+    return typed
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -128,24 +134,34 @@ def read(path: Path) -> dict[str, Any]:
     """The YAML mapping in a file, its base merged underneath."""
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}; `lithe list recipes` shows those shipped")
+    data = _mapping(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    beside = path.parent / str(base)
+    under = _mapping(beside) if beside.is_file() else {"base": base}
+    if "base" in under:
+        raise ValueError(f"{path}: base {base!r} must be a recipe beside it that has no base of its own")
+    return merge(under, data)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     text = path.read_text()
     if len(text.splitlines()) > LINES:
         raise ValueError(
             f"{path} has {len(text.splitlines())} lines; a recipe has at most {LINES}: move shared parts to a base"
         )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = _yaml(text, str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path} must be a mapping with the keys name, teacher, method, data, train")
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    under = yaml.safe_load((path.parent / base).read_text()) if (path.parent / base).is_file() else None
-    if not isinstance(under, dict) or "base" in under:
-        raise ValueError(f"{path}: base {base!r} must be a recipe beside it that has no base of its own")
-    return merge(under, data)
+    return data
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a date that is none
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +187,7 @@ def override(data: dict[str, Any], text: str) -> None:
         here = here.setdefault(name, {})
         if not isinstance(here, dict):
             raise ValueError(f"override {text!r}: {name!r} is a value, not a section")
-    here[last] = yaml.safe_load(value)
+    here[last] = _yaml(value, f"the value in {text!r}")
 
 
 def parse(data: dict[str, Any], where: str) -> Recipe:
@@ -188,6 +204,8 @@ def parse(data: dict[str, Any], where: str) -> Recipe:
     teacher = recipe.teacher
     if (teacher.source is None) == (teacher.preset is None):
         raise ValueError(f"{where}: teacher needs either source (a policy) or family and preset (random weights)")
+    if teacher.source is not None and (teacher.family or teacher.seed or teacher.settings):
+        raise ValueError(f"{where}: teacher.source is a policy as it is: leave out family, seed and settings")
     recipe.build_method()
     settings = {k: v for k, v in recipe.data.items() if k != "name"}
     check_keywords(get("data", recipe.data["name"]), settings, f"{where}: data")
@@ -198,18 +216,26 @@ def strict(kind: type, values: Any, where: str) -> Any:
     """A dataclass from a mapping. Raises ValueError for unknown, missing or mistyped keys, with a suggestion."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {values!r}")
-    known = [f.name for f in dataclasses.fields(kind)]
-    for key in values:
+    known, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind)
+    for key, value in values.items():
         if key not in known:
-            raise ValueError(
-                f"{where}: there is no setting {key!r}{suggestion(str(key), known)}; it knows {', '.join(known)}"
-            )
+            raise ValueError(_unknown(key, known, where))
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            values = {**values, key: strict(hints[key], value, f"{where}: {key}")}
     plain = {k: v for k, v in values.items() if not dataclasses.is_dataclass(v)}
     ready: dict[str, Any] = {k: v for k, v in values.items() if dataclasses.is_dataclass(v)}
     try:
-        hints = TypeAdapter(kind).validate_python({**plain, **{k: dataclasses.asdict(v) for k, v in ready.items()}})
+        made = TypeAdapter(kind).validate_python({**plain, **{k: dataclasses.asdict(v) for k, v in ready.items()}})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {key}: {first['msg'].lower()} (found {first.get('input')!r})") from error
-    return dataclasses.replace(hints, **ready) if ready else hints
+        raise ValueError(f"{where}: {_mistyped(error)}") from error
+    return dataclasses.replace(made, **ready) if ready else made
+
+
+def _unknown(key: Any, known: list[str], where: str) -> str:
+    return f"{where}: there is no setting {key!r}{suggestion(str(key), known)}; it knows {', '.join(known)}"
+
+
+def _mistyped(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+    return f"{key}{first['msg'].lower()} (found {first.get('input')!r})"

@@ -43,8 +43,8 @@ def summary(out: Path, frames: int) -> dict[str, Any]:
     """Last losses and mean times per step of a finished run."""
     lines = Run(out, _identity(out)).metrics()
     tail = lines[-max(1, len(lines) // 20) :]
-    names = [key for key in tail[-1] if key not in ("step", "stage", "lr")] if tail else []
-    means = {key: sum(line[key] for line in tail) / len(tail) for key in names}
+    names = set.intersection(*map(set, tail)) - {"step", "stage", "lr"} if tail else set()
+    means = {key: sum(line[key] for line in tail) / len(tail) for key in sorted(names)}
     return {"policy": str(out / "student"), "frames": frames, "train": {k: round(v, 6) for k, v in means.items()}}
 
 

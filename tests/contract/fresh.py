@@ -1,7 +1,7 @@
 """What a policy does with fixed inputs, as one hash; run as a script it answers for policies loaded in another process.
 
-The script reads folders from standard input and forks for each, so that every answer comes from a process that has never
-seen a model, without paying for the imports again.
+The script reads folders from standard input and forks for each, so that every answer comes from a process that has
+never seen a model, without paying for the imports again.
 """
 
 from __future__ import annotations

@@ -300,7 +300,9 @@ def cut_reads_weights(case, patch):
 
 @planted(checks.a_cut_is_data, "JSON")
 def cut_is_not_json(case, patch):
-    return dataclasses.replace(case, method=method(cut=lambda self, teacher: [KeepLayers("trunk", torch.tensor([0, 3]))]))
+    return dataclasses.replace(
+        case, method=method(cut=lambda self, teacher: [KeepLayers("trunk", torch.tensor([0, 3]))])
+    )
 
 
 @planted(checks.refuses_wrong_tensors, "DID NOT RAISE")
@@ -393,7 +395,9 @@ def mix_is_inexact_at_one(case, patch):
 @planted(checks.soft_and_hard_routes_are_exact, "is not the mix")
 def expert_ignores_the_share(case, patch):
     sound, width = pi._mix, SOUND.teacher().config.expert.width
-    patch.setattr(pi, "_mix", lambda before, after, *rest: after if after.shape[-1] == width else sound(before, after, *rest))
+    patch.setattr(
+        pi, "_mix", lambda before, after, *rest: after if after.shape[-1] == width else sound(before, after, *rest)
+    )
     return case
 
 
@@ -407,7 +411,9 @@ def route_skips_the_wrong_layer(case, patch):
 @planted(checks.sessions_do_not_leak, "neighbour")
 def noise_generator_is_shared(case, patch):
     generator = torch.Generator()
-    return dataclasses.replace(case, runtimes=(runtime(generator=generator, reset=lambda self, seed=0: generator.manual_seed(seed)),))
+    return dataclasses.replace(
+        case, runtimes=(runtime(generator=generator, reset=lambda self, seed=0: generator.manual_seed(seed)),)
+    )
 
 
 @planted(checks.sessions_do_not_leak, "its past")

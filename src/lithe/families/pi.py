@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lithe.families import _cost, _flow, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
 from lithe.families.base import Family
+from lithe.recipe import strict
 from lithe.registry import suggestion
 from lithe.surgery import Stack
 from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
@@ -59,20 +60,15 @@ class PiConfig:
 
     @staticmethod
     def parse(data: dict[str, Any]) -> PiConfig:
-        """Strict: a key that is not a field is an error."""
-        known = [f.name for f in fields(PiConfig)]
-        for key in data:
-            if key not in known:
-                raise ValueError(f"pi has no setting {key!r}{suggestion(key, known)}")
-        data = dict(data)
-        for key, kind in (("trunk", Widths), ("expert", Widths), ("vision", _vision.VisionSize)):
-            if isinstance(data.get(key), dict):
-                data[key] = kind(**data[key])
-        if "cameras" in data:
-            data["cameras"] = tuple(data["cameras"])
-        config = PiConfig(**data)
+        """Strict: an unknown key, a wrong type or an impossible size is a ValueError."""
+        config: PiConfig = strict(PiConfig, data, "pi")
         if config.variant not in ("pi0", "pi05"):
-            raise ValueError(f"variant must be 'pi0' or 'pi05', not {config.variant!r}")
+            raise ValueError(f"pi: variant must be 'pi0' or 'pi05', not {config.variant!r}")
+        parts = {part: asdict(getattr(config, part)) for part in ("trunk", "expert", "vision")}
+        inner = {f"{part}.{key}": value for part, sizes in parts.items() for key, value in sizes.items()}
+        for key, value in {**asdict(config), **inner}.items():
+            if type(value) is int and value < (key != "shift"):
+                raise ValueError(f"pi: {key} must be at least {int(key != 'shift')}, not {value}")
         return config
 
 
@@ -152,7 +148,10 @@ class Pi(Family):
     def blank(cls, config: dict[str, Any], folder: Path) -> Pi:
         model = cls(PiConfig.parse(config))
         model.normalizer = _prompt.Normalizer.load(folder / NORMALIZER)
-        model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ValueError(f"{folder / TOKENIZER} cannot be read ({error}): fetch the policy again") from error
         return model
 
     def describe(self) -> dict[str, Any]:
