@@ -185,6 +185,8 @@ def _reading(alike: Row, hurt: Row) -> str:
     """What the figure says: whether the layer that changes least is also the one that is missed least."""
     if not hurt.get("actions") or not alike.get("suffix"):
         return "Bright layers change their stream little."
+    if min(hurt["actions"]) == max(hurt["actions"]):
+        return "No layer is missed more than another."
     means, changes = _means(alike["suffix"]), [f"{100 * change:.3g} %" for change in hurt["actions"]]
     idle, missed, least = int(np.argmax(means)), int(np.argmax(hurt["actions"])), int(np.argmin(hurt["actions"]))
     said = f"Layer {idle} changes the expert's stream least (mean cosine {means[idle]:.3f})"

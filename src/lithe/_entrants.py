@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lithe import registry
 from lithe.registry import suggestion
 
 if TYPE_CHECKING:
     from lithe.sims.base import Sim
-    from lithe.types import Spec
 
 
 def folders(policies: Sequence[str | Path], names: Sequence[str] | None) -> dict[str, Path]:
@@ -51,17 +49,10 @@ def reference(against: str | None, names: list[str]) -> str:
 
 def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> dict[str, Any]:
     """What the Result says about a policy. Raises ValueError when it cannot act in this sim."""
-    import torch
-
     from lithe import checkpoint
 
     card = checkpoint.read_card(folder)
-    family: Any = registry.get("families", card["family"])
-    try:
-        with torch.device("meta"):
-            spec: Spec = family.blank(card["config"], folder).spec
-    except (TypeError, KeyError, FileNotFoundError) as error:
-        raise ValueError(f"policy {name!r} in {folder} is damaged ({error}): fetch or save it again") from error
+    spec = checkpoint.skeleton(folder).spec
     for camera in spec.cameras:
         if camera not in sim.cameras:
             raise ValueError(

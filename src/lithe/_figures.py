@@ -16,7 +16,7 @@ from lithe._scales import Scale, tick
 
 Form = Callable[[float], str]
 ROW, BAR = 46, 16
-LONGEST = 26  # letters of a name inside a drawing; the whole one is in its tooltip
+LONGEST = 22  # letters of a name inside a drawing; the whole one is in its tooltip
 # A ramp that is ordered by lightness as well as by hue (viridis), so that it survives grey print and colour blindness.
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
@@ -116,16 +116,17 @@ def scatter(
         for (x1, y1), (x2, y2) in pairwise(corners):
             ends = {"x1": pct(x(x1)), "x2": pct(x(x2)), "y1": height * (1 - y(y1)), "y2": height * (1 - y(y2))}
             drawn.append(tag("line", class_=kind, **ends))
-    taken: list[tuple[bool, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for mark in marks:
         left, top = x(mark.x), height * (1 - y(mark.y))
         drawn.append(_whisker(x, mark.low, mark.high, top, mark.look))
         if mark.y_low is not None and mark.y_high is not None:
             ends = {"y1": height * (1 - y(mark.y_low)), "y2": height * (1 - y(mark.y_high))}
             drawn.append(tag("line", x1=pct(left), x2=pct(left), class_=f"whisker {hue(mark.look)}", **ends))
-        beside = left > 0.55
-        spot = _free(taken, beside, top - 10 if beside else top + 19)
-        name = tag("text", _cut(mark.name), x=-10 if beside else 10, class_="end name" if beside else "name")
+        wide = len(_cut(mark.name)) / 40  # a letter is 7.5 pixels, the narrowest drawing 300
+        before = left + wide > 1
+        spot = _free(taken, left - wide if before else left, wide, top, before)
+        name = tag("text", _cut(mark.name), x=-10 if before else 10, class_="end name" if before else "name")
         drawn += [at(left, top, marker(mark.look), tag("title", f"{mark.name}: {mark.text}")), at(left, spot, name)]
     return tag("div", _plot(drawn, height + 40, alt), class_="axes")
 
@@ -267,12 +268,13 @@ def _cut(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}…{name[-8:]}"
 
 
-def _free(taken: list[tuple[bool, float]], side: bool, y: float) -> float:
-    """A height near `y` for a name, away from the names already on that side."""
-    while any(side == other and abs(y - height) < 15 for other, height in taken):
-        y += 15
-    taken.append((side, y))
-    return y
+def _free(taken: list[tuple[float, float, float]], left: float, wide: float, y: float, above: bool) -> float:
+    """The height for a name of this width: just above or below its point, or as near as the names before it allow."""
+    near = (y - 10, y + 19) if above else (y + 19, y - 10)
+    spots = [*near, *(y + 19 + 15 * i for i in range(1, 40))]
+    spot = next(s for s in spots if not any(abs(s - t) < 15 and left < b and a < left + wide for a, b, t in taken))
+    taken.append((left, left + wide, spot))
+    return spot
 
 
 def _thousands(step: float) -> str:

@@ -107,7 +107,9 @@ def by_policy(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _result(path: Path) -> Source:
     try:
         document = result.load(path)
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a Result but binary: {ADVICE}") from error
+    except ValueError as error:
         raise ValueError(f"{error}. {ADVICE[0].upper()}{ADVICE[1:]}") from error
     if document["kind"] not in ACCEPTED:
         raise ValueError(f"{path} is a Result of kind {document['kind']!r}, which has no place on the page: {ADVICE}")

@@ -62,8 +62,9 @@ def _step(length: float, most: int = 6) -> float:
 
 def short(value: float) -> str:
     """Three significant digits, thousands separated, a real minus sign."""
-    if value == 0:
-        return "0"
+    if value == 0 or not isfinite(value):
+        return tick(value)
+    value = float(f"{value:.3g}") if abs(value) < 1000 else value  # 0.0009999 is a thousandth, not 0.001000
     digits = max(0, 2 - floor(log10(abs(value))))
     if digits > 6:
         return f"{value:.2e}".replace("-", "−")
@@ -78,6 +79,11 @@ def tick(value: float) -> str:
 def signed(value: float) -> str:
     """As `tick`, a plus sign in front of what is positive."""
     return f"{value:+.6g}".replace("-", "−") if value else "0"
+
+
+def count(number: int, noun: str) -> str:
+    """How many of something."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def percent(rate: float) -> str:

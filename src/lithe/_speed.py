@@ -8,35 +8,33 @@ from lithe._cells import Grid, number, ratio
 from lithe._figures import Bar, Mark, bars, scatter
 from lithe._material import Material, by_policy, reference
 from lithe._page import Html, figure, join, tag, who
-from lithe._scales import Scale, brackets, factor, percent, short, tick, times
+from lithe._scales import Scale, brackets, count, factor, percent, short, tick, times
 from lithe._verdict import machine
 
 Row = dict[str, Any]
-
-
-CONDITIONS = {
-    "runtime": "runtime {}",
-    "dtype": "{}",
-    "views": "{} views",
-    "horizon": "chunks of {} actions",
-    "steps": "{} denoise steps",
-    "threads": "{} threads",
-    "runs": "{} runs each, all policies taking turns",
-}
 
 
 def speed(material: Material) -> list[Html]:
     """Where the milliseconds go, the tables of quantiles, and the line over depth."""
     parts: list[Html] = []
     for document in material.of("bench"):
-        rows, settings = by_policy(document), document.get("settings", {})
-        told = ", ".join(form.format(settings[key]) for key, form in CONDITIONS.items() if key in settings)
+        rows = by_policy(document)
         if len(material.of("bench")) > 1:
             parts.append(tag("h3", machine(document)))
-        said = f"{machine(document)}, batch 1, {told}. Milliseconds hold for this machine only; ratios travel better."
+        said = f"{', '.join(_conditions(document))}. Milliseconds hold for this machine only; ratios travel better."
         parts += [tag("p", said), *_latency(material, rows), *_quantiles(material, rows)]
         parts += _line(material, rows, document.get("fit"))
     return parts
+
+
+def _conditions(document: Row) -> list[str]:
+    """Without which a number of milliseconds means nothing."""
+    settings = document.get("settings", {})
+    counted = {"views": "view", "horizon": "action", "steps": "denoise step", "threads": "thread", "runs": "run"}
+    told = [machine(document), *(str(settings[key]) for key in ("runtime", "dtype") if key in settings), "batch 1"]
+    said = {key: count(settings[key], noun) for key, noun in counted.items() if key in settings}
+    more = {"horizon": " a chunk", "runs": " each, all policies taking turns"}
+    return told + [text + more.get(key, "") for key, text in said.items()]
 
 
 def _latency(material: Material, rows: dict[str, Row]) -> list[Html]:
@@ -90,7 +88,7 @@ def _quantiles(material: Material, rows: dict[str, Row]) -> list[Html]:
 
 def _line(material: Material, rows: dict[str, Row], fit: Row | None) -> list[Html]:
     """Time over depth, and the part of it that no cut removes."""
-    names = [name for name in (fit or {}).get("residuals", {}) if "depth" in rows.get(name, {})]
+    names = [name for name in (fit or {}).get("residuals", {}) if {"depth", "latency_ms"} <= rows.get(name, {}).keys()]
     if not fit or not names:
         return []
     a, b = fit["a_ms"], fit["b_ms_per_layer"]

@@ -55,7 +55,9 @@ def success(material: Material) -> list[Html]:
         tasks, n = settings.get("tasks", []), settings.get("episodes", "?")
         if len(material.of("eval")) > 1:
             parts.append(tag("h3", str(document.get("name"))))
-        played = f"{n} episodes of each of {len(tasks)} tasks" if len(tasks) > 1 else f"{n} episodes of {tasks[0]}"
+        played = (
+            f"{n} episodes of each of {len(tasks)} tasks" if len(tasks) > 1 else f"{n} episodes of {''.join(tasks)}"
+        )
         parts.append(tag("div", *_rates(material, rows, played), *_differences(material, rows), class_="side"))
         parts += [
             _measures(material, rows),

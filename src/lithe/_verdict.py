@@ -12,7 +12,8 @@ from lithe._material import Material, by_policy, reference
 from lithe._page import Html, join, note, tag
 from lithe._scales import brackets, factor, percent, points, short, times
 
-MOST = 4  # policies told about in words; the rest is in the table below them
+WIDE = 0.2  # an interval of so many points decides nothing
+MOST = 3  # policies told about in words; the rest is in the table below them
 
 
 def verdict(material: Material) -> list[Html]:
@@ -33,7 +34,7 @@ def verdict(material: Material) -> list[Html]:
             )
         ]
     if len(students) > MOST:
-        said.append(tag("p", f"The table holds {len(students) - MOST} policies more."))
+        said.append(tag("p", f"{len(students) - MOST} more policies are in the table."))
     return said + cautions(material)
 
 
@@ -99,7 +100,7 @@ def _success(name: str, rows: dict[str, Any], where: str) -> Html:
     begin = join(tag("strong", name), f" solves {told} against {_rate(theirs)}")
     if theirs["rate"] > 0:
         share = own["rate"] / theirs["rate"]
-        kept = tag("strong", f"{'keeps' if share <= 1 else 'reaches'} {percent(share)}\u00a0%")
+        kept = f"{'keeps' if share <= 1 else 'reaches'} {percent(share)}\u00a0%"
         begin = join(
             tag("strong", name), " ", kept, f" of the success of {pairs['against']}: {told} against {_rate(theirs)}"
         )
@@ -115,6 +116,9 @@ def _meaning(low: float, high: float) -> str:
         return "a gain that chance does not explain"
     if low == 0:
         return "no loss was seen"
+    if high - low > WIDE:
+        told = f"anything from a loss of {percent(-low)} points to a gain of {percent(high)} agrees with them"
+        return f"these episodes are too few to tell, {told}"
     return f"chance alone may explain it, and a loss of up to {percent(-low)} points is not excluded"
 
 

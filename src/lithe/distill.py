@@ -87,12 +87,16 @@ class Trainer:
         self.student_taps, self.teacher_taps = method.taps(student, teacher)
         self.averaged = {k: p.detach().clone() for k, p in student.named_parameters()} if train.ema else {}
         self.clock = Clock(self.device)
+        for stage, _, _ in self.stages:
+            self._choose(stage)  # a prefix that names nothing is refused before anything is written
 
     def fit(self, run: Run | None, stop: list[bool]) -> None:
         """Run every remaining step; a finished run only gets its weights back."""
         saved = run.last() if run else None
-        if saved:
+        if run and saved:
             self._restore(*saved)
+            if self.accelerator.is_main_process:
+                self._publish(run)  # a kill may have come between the checkpoint and the student made from it
         bar = tqdm(
             total=self.train.steps, initial=self.step, desc=self.method.__class__.__name__, disable=None, unit="step"
         )
@@ -240,6 +244,9 @@ class Trainer:
         tensors = {k: v for prefix, part in parts.items() for k, v in pack(prefix, part).items()}
         tensors |= pack("optimizer", optimizer_tensors(self.optimizer.optimizer))
         run.save(self.step, tensors, {"stage": stage.name})
+        self._publish(run)
+
+    def _publish(self, run: Run) -> None:
         about = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
         checkpoint.save(self.result(), run.out / "student", **about)
 

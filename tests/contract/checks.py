@@ -219,7 +219,7 @@ def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, folder / checkpoint.WEIGHTS)
     card = json.loads((folder / checkpoint.CARD).read_text())
     card["sha256"] = checkpoint.sha256(folder / checkpoint.WEIGHTS)
-    del card["files"]
+    card.pop("files", None)
     (folder / checkpoint.CARD).write_text(json.dumps(card))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lithe import checkpoint, distill, recipe, surgery
+from lithe import checkpoint, recipe, surgery
 from lithe.families import _prompt, pi
 from lithe.families.pi import Pi
 from lithe.methods.base import Stage
@@ -24,6 +25,7 @@ from lithe.types import Draw, Route
 from . import checks
 from .cases import Case
 
+distill = import_module("lithe.distill")  # on the package, the verb owns the name
 Bug = Callable[[Case, pytest.MonkeyPatch], Case]
 SOUND = Case(Pi, {"variant": "pi05"}, ShallowPi, (Eager,))  # the contract itself finds nothing wrong with it
 PLANTED: list[tuple[Any, str, Bug]] = []

@@ -121,7 +121,8 @@ def test_fake_data_keeps_the_contract():
     assert all(set(data.stats[key]) == set(STATISTICS) for key in ("observation.state", "action"))
 
 
-def test_samples_are_the_frames_that_were_written(stored):
+def test_samples_are_the_frames_that_were_written(stored, monkeypatch):
+    monkeypatch.setattr("lithe.data._cache.BLOCK", 4)
     root, frames = stored
     data = LeRobotData(root=root)
     assert len(data) == sum(LENGTHS) and data.cameras == ("top", "wrist") and data.fps == 10

@@ -443,9 +443,8 @@ def test_a_policy_that_does_not_fit_is_refused(folders, tmp_path):
         evaluate([tmp_path / "nowhere"], "fake")
     with pytest.raises(ValueError, match="0 policies"):
         evaluate([], "fake")
-    (elsewhere / "tokenizer.json").unlink()
     (elsewhere / "normalization.json").unlink()
-    with pytest.raises(ValueError, match=r"'elsewhere' in .* is damaged"):
+    with pytest.raises(ValueError, match=r"normalization.json is missing"):
         evaluate([elsewhere], "fake")
 
 

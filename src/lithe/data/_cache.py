@@ -19,6 +19,7 @@ import numpy as np
 
 PREFIX = "observation.images."
 FORMAT = 1  # part of the fingerprint; raise it when decoding changes
+BLOCK = 512  # pictures decoded at once
 
 
 def open_cache(root: Path, info: dict[str, Any], cameras: tuple[str, ...], parent: Path) -> dict[str, np.ndarray]:
@@ -83,13 +84,13 @@ def _decode(root: Path, info: dict[str, Any], camera: str, target: Path) -> None
 
 
 def _image_frames(root: Path, info: dict[str, Any], key: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first frame, uint8 [N,Y,X,3]) from pictures stored in Parquet, some hundred at a time."""
+    """Yields (first frame, uint8 [N,Y,X,3]) from pictures stored in Parquet, BLOCK at a time."""
     import pyarrow.parquet as parquet
 
     first = 0
     with ThreadPoolExecutor() as pool:
         for path in data_files(root):
-            for block in parquet.ParquetFile(path).iter_batches(batch_size=512, columns=[key]):
+            for block in parquet.ParquetFile(path).iter_batches(batch_size=BLOCK, columns=[key]):
                 pictures = list(pool.map(_picture, block.column(0).field("bytes").to_pylist(), chunksize=32))
                 yield first, np.stack(pictures)
                 first += len(pictures)

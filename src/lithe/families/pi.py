@@ -393,7 +393,7 @@ class Pi(Family):
         def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
             return self._velocity(batch, x[:, None], time[:, None], caches, valid, route)[:, 0].float()
 
-        chunk = _flow.euler(velocity, noise_BHA, steps or self.config.steps)
+        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps)
         trace("denoise")
         return chunk
 
