@@ -47,7 +47,7 @@ def collect(
     noise: Annotated[
         float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")
     ] = 0.3,
-    seed: Annotated[int, typer.Option(help="Number of this collection; no two share an initial state with another.")] = 0,
+    seed: Annotated[int, typer.Option(help="Number of this collection; no two share an initial state.")] = 0,
     processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
 ) -> None:
