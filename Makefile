@@ -15,6 +15,7 @@ demo: setup ## a policy, a shallower student, and the proof, on this machine
 	.venv/bin/lithe demo
 
 test: setup ## the whole test suite (ARGS="tests/unit -k cut" runs a part)
+	@scripts/setup.sh browser
 	$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 check: setup ## formatting, lint and types

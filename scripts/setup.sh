@@ -91,4 +91,10 @@ main() {
   say "ready"
 }
 
+need_browser() { # the page that `lithe report` writes is tested in a real browser
+  command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null && return
+  apt_install chromium || say "no chromium here: run 'apt-get install chromium' as root; without it the page is not tested"
+}
+
 main
+if [ "${1:-}" = browser ]; then need_browser; fi

@@ -83,7 +83,12 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.job, self._timeout, self._overdue = job, timeout, False
         self._process = context.Process(target=_work, args=(theirs, opener, setup), daemon=True)
-        self._process.start()
+        # A worker inherits the block: Ctrl-C cannot end it while it still imports. The caller hears it right after.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         theirs.close()  # or its end would never be noticed
         self._watch(STARTUP_S)
 

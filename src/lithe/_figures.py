@@ -16,7 +16,7 @@ from lithe._scales import Scale, tick
 
 Form = Callable[[float], str]
 ROW, BAR = 46, 16
-LONGEST = 22  # letters of a name inside a drawing; the whole one is in its tooltip
+LONGEST = 20  # letters of a name inside a drawing; the whole one is in its tooltip
 # A ramp that is ordered by lightness as well as by hue (viridis), so that it survives grey print and colour blindness.
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
@@ -270,8 +270,8 @@ def _cut(name: str) -> str:
 
 def _free(taken: list[tuple[float, float, float]], left: float, wide: float, y: float, above: bool) -> float:
     """The height for a name of this width: just above or below its point, or as near as the names before it allow."""
-    near = (y - 10, y + 19) if above else (y + 19, y - 10)
-    spots = [*near, *(y + 19 + 15 * i for i in range(1, 40))]
+    near = (y - 10, y - 25, y + 19) if above else (y + 19, y + 34, y - 10)
+    spots = [*near, *(y + 34 + 15 * i for i in range(40))]
     spot = next(s for s in spots if not any(abs(s - t) < 15 and left < b and a < left + wide for a, b, t in taken))
     taken.append((left, left + wide, spot))
     return spot

@@ -82,10 +82,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str, words:
 
     def cell(i: int, content: str) -> Html:
         if i == 0:
-            return tag("th", content, scope="row")
+            return tag("th", tag("span", content, class_="fit"), scope="row")
         return Html(content) if fills else tag("td", content, class_="word" if i < words else None)
 
-    names = [tag("th", name, scope="col", class_="word" if i < words else None) for i, name in enumerate(head)]
+    fitted = [tag("span", name, class_="fit") for name in head]
+    names = [tag("th", name, scope="col", class_="word" if i < words else None) for i, name in enumerate(fitted)]
     body = [tag("tr", *(cell(i, content) for i, content in enumerate(row))) for row in rows]
     grid = tag("table", tag("thead", tag("tr", *names)), tag("tbody", *body))
     return tag("div", grid, class_="scroll", role="region", aria_label=label, tabindex="0")
@@ -130,10 +131,7 @@ def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Html]]) 
     contents = tag("nav", *(tag("a", name, href=f"#{_anchor(name)}") for name, _ in sections), aria_label="Sections")
     header = tag("header", tag("h1", title), *lead, contents)
     main = tag("main", *(body for _, body in sections))
-    footer = tag(
-        "footer",
-        f"Made by lithe {lithe.__version__} from the Results listed under Provenance; nothing here was typed in.",
-    )
+    footer = tag("footer", f"Made by lithe {lithe.__version__}. Every number comes from the files it was given.")
     return "<!doctype html>\n" + tag("html", head, tag("body", header, main, footer), lang="en")
 
 

@@ -19,11 +19,13 @@ class Scale:
     def over(cls, values: Iterable[float], zero: bool = False, log: bool = False, least: float = 0.0) -> Scale:
         """An axis that holds all values. Linear ones end on round numbers.
 
-        zero: begin there. log: only where every value is positive. least: shortest length of the axis.
+        log: where every value is positive; else, zero: begin there. least: shortest length of a linear axis.
         """
-        found = [v for v in values if isfinite(v)] + ([0.0] if zero else [])
+        found = [v for v in values if isfinite(v)]
+        log = log and min(found, default=0.0) > 0
+        found += [0.0] if zero and not log else []
         low, high = (min(found), max(found)) if found else (0.0, 1.0)
-        if log and low > 0:
+        if log:
             margin = max((high / low) ** 0.06, 1.05)
             return cls(low / margin, high * margin, True)
         missing = max(least - (high - low), 0.0 if high > low else abs(high) or 1.0)

@@ -98,7 +98,7 @@ def _line(material: Material, rows: dict[str, Row], fit: Row | None) -> list[Htm
     x, y = Scale.over([deepest], zero=True), Scale.over([a, *p50.values()], zero=True)
     told = "; ".join(f"{mark.name} {mark.x:g} layers {mark.text}" for mark in marks)
     alt = f"Median milliseconds over layers, {short(a)} + {short(b)} per layer: {told}"
-    lines = [("fit", [(0.0, a), (deepest, a + b * deepest)])]
+    lines = [("slope", [(0.0, a), (deepest, a + b * deepest)])]
     most = ""
     if "ceiling" in fit:
         lines.append(("bound", [(0.0, a), (x.high, a)]))

@@ -10,7 +10,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ def strips(
 
     Raises ValueError for a policy, task or seed that was not evaluated, or weights other than those that were.
     """
+    from lithe import checkpoint
+
     settings = evaluation["settings"]
     tasks, seed = list(tasks or settings["tasks"][:3]), settings["seed"] if seed is None else seed
     if frames < 2 or size < 8:
@@ -73,15 +75,16 @@ def strips(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     shown = []
-    for record, pictures in _played(settings, policies, tasks, seed, camera, size):
+    for record, pictures in _played(settings, policies, tasks, seed, frames, camera, size):
         stem = re.sub(r"[^\w.+-]", "_", f"{record['policy']}-{record['task']}")
-        chosen = sorted({round(i * (len(pictures) - 1) / (frames - 1)) for i in range(frames)})
-        files = [{"step": step, "file": f"{stem}-{step}.png"} for step in chosen]
-        for entry in files:
-            (out / str(entry["file"])).write_bytes(png(pictures[int(str(entry["step"]))]))
+        files = []
+        for step in spread(list(pictures), frames):
+            files.append({"step": step, "file": f"{stem}-{step}.png"})
+            (out / f"{stem}-{step}.png").write_bytes(png(pictures[step]))
         told = {key: record[key] for key in ("policy", "task", "seed", "success", "steps")}
         shown.append({**told, "weights": weights[record["policy"]], "frames": files})
-    (out / INDEX).write_text(json.dumps({"sim": settings["sim"], "strips": shown}, indent=1) + "\n")
+    content = json.dumps({"sim": settings["sim"], "strips": shown}, indent=1)
+    checkpoint.write_atomically(out / INDEX, content.encode() + b"\n")  # last: a folder with an index is complete
     return out
 
 
@@ -129,35 +132,52 @@ def _weights(name: str, folder: Path, entrants: Mapping[str, Any]) -> str:
     return found
 
 
+def spread(steps: Sequence[int], frames: int) -> list[int]:
+    """As many of the steps as `frames`, evenly spread from the first to the last, each once."""
+    even = [steps[-1] * i / (frames - 1) for i in range(frames)]
+    return sorted({min(steps, key=lambda step: abs(step - wanted)) for wanted in even})
+
+
+class Reel:
+    """Takes pictures of an episode whose length is not known: every second one is dropped when there are too many."""
+
+    def __init__(self, render: Callable[[], np.ndarray], most: int):
+        self.render, self.most, self.every = render, most, 1
+        self.pictures: dict[int, np.ndarray] = {}
+
+    def __call__(self, step: int, over: bool) -> None:
+        if over or step % self.every == 0:
+            self.pictures[step] = self.render()
+        if len(self.pictures) > self.most and not over:
+            self.every *= 2
+            self.pictures = {s: picture for s, picture in self.pictures.items() if s % self.every == 0}
+
+
 def _played(
     settings: Mapping[str, Any],
     policies: Mapping[str, str | Path],
     tasks: Sequence[str],
     seed: int,
+    frames: int,
     camera: str | None,
     size: int,
-) -> Any:
-    """(record, a picture after every step) of each episode."""
+) -> Iterator[tuple[dict[str, Any], dict[int, np.ndarray]]]:
+    """The record of each episode, and its pictures by step."""
     import torch
 
     from lithe._rollout import Job, Player, Setup
 
-    same = {
-        key: settings[key] for key in ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")
-    }
+    keys = ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")
     threads = torch.get_num_threads()
     try:
-        player = Player(Setup({name: str(folder) for name, folder in policies.items()}, **same))
+        player = Player(
+            Setup({name: str(folder) for name, folder in policies.items()}, **{k: settings[k] for k in keys})
+        )
         chosen = player.sim.check_camera(camera or player.sim.cameras[0])
         for task in tasks:
             for name in policies:
-                pictures: list[np.ndarray] = []
-
-                def watch(step: int, over: bool, pictures: list[np.ndarray] = pictures) -> None:
-                    pictures.append(player.sim.render(chosen, size))
-
-                record = player.play(Job(name, task, seed), watch)
-                yield record, pictures
+                reel = Reel(lambda: player.sim.render(chosen, size), 8 * frames)
+                yield player.play(Job(name, task, seed), reel), reel.pictures
         player.sim.close()
     finally:
         torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ def training(material: Material) -> list[Html]:
     parts: list[Html] = []
     if drawn:
         key = tag("p", *(who(run.name, material.look(run.name)) for run in runs), class_="legend")
-        caption = "Each term as it enters the loss, already weighted: every logged step faint, the running mean bold."
+        caption = "Each term as it enters the loss, already weighted: every logged step faint, the running median bold."
         parts.append(figure(key, tag("div", *drawn, class_="small"), caption=caption))
     grid = Grid({run.name: who(run.name, material.look(run.name)) for run in runs})
     for run in runs:
@@ -63,16 +63,11 @@ def _term(material: Material, runs: Sequence[Training], term: str) -> Html | Non
 
 
 def _curve(run: Training, look: int, term: str) -> Curve:
-    """A run's term, thinned to what can be seen, and its running mean over a twentieth of the run."""
+    """A run's term, thinned to what can be seen, and its running median over a twentieth of the run."""
     seen = [(float(line["step"]), float(line[term])) for line in run.metrics if term in line and "step" in line]
-    seen = [(s, v) for s, v in seen if np.isfinite(v)]
-    if not seen:
-        return Curve(run.name, look, (), ())
-    steps, values = np.array(seen).T
-    every, half = -(-len(seen) // DRAWN), max(1, len(seen) // 40)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    begin, end = np.maximum(np.arange(len(seen)) - half, 0), np.minimum(np.arange(len(seen)) + half + 1, len(seen))
-    smooth = (total[end] - total[begin]) / (end - begin)
-    picked = np.unique(np.append(np.arange(0, len(seen), every), len(seen) - 1))
-    raw, mean = (list(zip(steps[picked].tolist(), which[picked].tolist())) for which in (values, smooth))
-    return Curve(run.name, look, raw, mean)
+    seen = [(step, value) for step, value in seen if np.isfinite(value)]
+    every, half = -(-len(seen) // DRAWN) or 1, max(1, len(seen) // 40)
+    picked = sorted({*range(0, len(seen), every), len(seen) - 1}) if seen else []
+    values = np.array([value for _, value in seen])
+    smooth = [(seen[i][0], float(np.median(values[max(0, i - half) : i + half + 1]))) for i in picked]
+    return Curve(run.name, look, [seen[i] for i in picked], smooth)

@@ -27,7 +27,7 @@ def fresh(source: TeacherSource) -> Family:
     return family.fresh(source.preset, seed=source.seed, **source.settings)
 
 
-def method(name: str, **knobs: Any) -> Any:
+def method(name: str, /, **knobs: Any) -> Any:
     """A method by name with its knobs; a typo is an error with a suggestion."""
     return recipe.build_method(name, **knobs)
 

@@ -148,13 +148,14 @@ def explain(
     knobs: Annotated[list[str] | None, typer.Argument(help="Knobs of the method, e.g. keep=6.")] = None,
 ) -> None:
     """Show what a method would do to a teacher: layers, parameters, FLOPs, bytes, what trains. Reads no weights."""
-    import yaml
-
     from lithe.api import method as build
     from lithe.explain import explain as run
+    from lithe.recipe import override
 
-    settings = dict(text.split("=", 1) for text in knobs or [])
-    chosen = build(method, **{k: yaml.safe_load(v) for k, v in settings.items()}) if method else None
+    settings: dict[str, Any] = {}
+    for text in knobs or []:
+        override(settings, text)
+    chosen = build(method, **settings) if method else None
     typer.echo(str(run(teacher, chosen)))
 
 

@@ -43,6 +43,7 @@ def demo(
     _once(out / "bench.json", lambda: _bench(out, policies))
     _once(out / "profile.json", lambda: _profile(out, policies["teacher"]))
     say("[bold]5 of 5[/] the page")
+    _once(out / "strips" / "strips.json", lambda: _strips(out, evaluation, policies))
     page = _report(out)
     _show(evaluation, out)
     Console().print(f"Open [bold]{page}[/] in a browser.")
@@ -97,6 +98,12 @@ def _profile(out: Path, teacher: str) -> None:
     result.save(profile(teacher, data("lerobot", root=out / "data"), samples=32), out / "profile.json")
 
 
+def _strips(out: Path, evaluation: dict[str, Any], policies: dict[str, str]) -> None:
+    from lithe.report import strips
+
+    strips(evaluation, policies, out / "strips", tasks=TASKS[:2])
+
+
 def _report(out: Path) -> Path:
     from lithe.report import report
 
@@ -105,8 +112,9 @@ def _report(out: Path) -> Path:
 
 
 def _show(evaluation: dict[str, Any], out: Path) -> None:
-    from lithe import bench, evaluate
+    from lithe.bench import table as bench_table
+    from lithe.evaluate import table as eval_table
 
     console = Console()
-    console.print(evaluate.table(evaluation))
-    console.print(bench.table(result.load(out / "bench.json")))
+    console.print(eval_table(evaluation))
+    console.print(bench_table(result.load(out / "bench.json")))

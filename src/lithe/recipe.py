@@ -101,7 +101,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build_method(name: str, **knobs: Any) -> Any:
+def build_method(name: str, /, **knobs: Any) -> Any:
     """A method by name, its knobs checked: a typo is an error with a suggestion."""
     return strict(get("methods", name), knobs, f"method {name}")
 

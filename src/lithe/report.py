@@ -85,20 +85,22 @@ def _film(strip: Strip, look: int) -> list[Html]:
 
 
 def provenance(material: Material) -> list[Html]:
-    """Where every number comes from."""
-    if not material.sources:
-        return []
-    rows = []
-    for source, name in zip(material.sources, names := _file_names(material), strict=True):
+    """Where every number comes from: the Results in a table, their settings and the recipes folded away."""
+    rows, names = [], _file_names(material)
+    for source, name in zip(material.sources, names, strict=True):
         d, facts = source.document, source.document.get("hardware", {})
         torch, place = d.get("versions", {}).get("torch"), facts.get("gpu") or facts.get("cpu")
         cells = (d["kind"], d.get("name"), d.get("commit"), d.get("recipe_hash"), torch, place)
         rows.append([name, *(str(cell if cell is not None else "–") for cell in cells)])
     head = ["file", "kind", "name", "commit", "recipe", "torch", "machine"]
-    parts = [table(head, rows, "Results", words=7)]
-    if any(str(s.document.get("commit", "")).endswith("+") for s in material.sources):
+    parts = [table(head, rows, "Results", words=7)] if rows else []
+    if any(str(source.document.get("commit", "")).endswith("+") for source in material.sources):
         parts.append(tag("p", "A commit that ends in + had uncommitted changes.", class_="under"))
-    return [*parts, *(_facts(name, source.document) for name, source in zip(names, material.sources, strict=True))]
+    kept = ("recipe_hash", "commit", "versions", "hardware", "settings", "ceilings")
+    for source, name in zip(material.sources, names, strict=True):
+        told = {key: source.document[key] for key in kept if key in source.document}
+        parts.append(_folded(f"{name}: versions, hardware, settings", told))
+    return parts + [_folded(f"{training.name}: recipe", training.recipe) for training in material.trainings]
 
 
 def _file_names(material: Material) -> list[str]:
@@ -110,8 +112,6 @@ def _file_names(material: Material) -> list[str]:
     ]
 
 
-def _facts(name: str, document: dict[str, Any]) -> Html:
-    """A Result without its rows, as it stands in the file."""
-    kept = ("recipe_hash", "commit", "versions", "hardware", "settings", "ceilings")
-    text = json.dumps({key: document[key] for key in kept if key in document}, indent=2, ensure_ascii=False)
-    return details(f"{name}: versions, hardware, settings", tag("pre", text))
+def _folded(summary: str, content: dict[str, Any]) -> Html:
+    """Settings as they stand in the file."""
+    return details(summary, tag("pre", json.dumps(content, indent=2, ensure_ascii=False)))

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lithe.data import base
+from lithe.data import _cache, base
 from lithe.data.base import STATISTICS, batch_indices, chunk_indices, order
 from lithe.data.fake import FakeData
 from lithe.data.lerobot import LeRobotData
@@ -122,7 +122,7 @@ def test_fake_data_keeps_the_contract():
 
 
 def test_samples_are_the_frames_that_were_written(stored, monkeypatch):
-    monkeypatch.setattr("lithe.data._cache.BLOCK", 4)
+    monkeypatch.setattr(_cache, "BLOCK", 4)
     root, frames = stored
     data = LeRobotData(root=root)
     assert len(data) == sum(LENGTHS) and data.cameras == ("top", "wrist") and data.fps == 10
@@ -168,7 +168,7 @@ def test_the_cache_is_reused(copy, monkeypatch):
     first = LeRobotData(root=copy)
     folder = next((copy / ".lithe_cache").iterdir())
     assert sorted(p.name for p in folder.iterdir()) == ["top.npy", "wrist.npy"]
-    monkeypatch.setattr("lithe.data._cache._decode", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(_cache, "_decode", lambda *_: pytest.fail("decoded twice"))
     pictures = [data.samples(np.arange(9), 1)["images"]["top"] for data in (first, LeRobotData(root=copy))]
     assert np.array_equal(*pictures)
 

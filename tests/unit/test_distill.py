@@ -261,6 +261,17 @@ def test_metrics_name_the_terms_and_the_learning_rate(whole):
     assert line["step"] == 6 and all(np.isfinite(v) for k, v in line.items() if k != "stage")
 
 
+def test_the_summary_averages_what_every_late_line_has(tmp_path):
+    """Accumulation logs a gradient norm now and then only, and stages have terms of their own."""
+    run = Run(tmp_path / "run", {"recipe": 1})
+    for step in range(1, 41):
+        norm = {"gradient_norm": 9.0} if step % 2 == 0 else {}
+        run.log({"step": 10 * step, "stage": "a", "lr": 1.0, "task": float(step), **norm})
+    summary = import_module("lithe.train").summary(tmp_path / "run", 16)
+    assert summary == {"policy": str(tmp_path / "run" / "student"), "frames": 16, "train": {"task": 39.5}}
+    assert import_module("lithe.train").summary(Run(tmp_path / "empty", {}).out, 16)["train"] == {}
+
+
 # -- what is not finite ------------------------------------------------------------------------------------------------
 
 
@@ -546,10 +557,10 @@ def killable():
 def test_kill_9_at_any_moment_changes_nothing(killable, tmp_path):
     """The same weights, averages, optimiser state and metrics as without: at random events, then at random times."""
     rng = random.Random(7)
-    began = time.monotonic()
     events = killable(tmp_path / "whole")
+    began = time.monotonic()
+    assert killable(tmp_path / "timed") == events > 60
     whole_s = time.monotonic() - began
-    assert events > 60
     for at in sorted([*rng.sample(range(1, events), 5), events - 5]):
         out = tmp_path / f"at{at}"
         assert killable(out, at=at) == -signal.SIGKILL

@@ -26,7 +26,7 @@ from PIL import Image
 from lithe import api, checkpoint, recipe, result
 from lithe._anatomy import kept_layers
 from lithe._scales import Scale, points, short, signed
-from lithe._strips import png, strips
+from lithe._strips import Reel, png, spread, strips
 from lithe.data.fake import FakeData
 from lithe.distill import distill
 from lithe.evaluate import evaluate
@@ -42,7 +42,7 @@ SECTIONS = {
     "bench": ["Speed", "What was cut", "Provenance"],
     "profile": ["Layers over denoise time", "Provenance"],
     "explain": ["What was cut", "Provenance"],
-    "student": ["What was cut", "Training"],
+    "student": ["What was cut", "Training", "Provenance"],
     "strips": ["Film strips"],
 }
 
@@ -424,6 +424,20 @@ def test_strips_show_the_evaluated_episodes_from_beginning_to_end(home, document
     assert np.array_equal(shown, sim.render("front", 32))
 
 
+@pytest.mark.parametrize("length", [0, 1, 5, 17, 48, 49, 500])
+def test_a_reel_keeps_few_pictures_evenly_spread_to_the_last_step(length):
+    taken = []
+    reel = Reel(lambda: taken.append(0) or np.full((2, 2, 3), len(taken), np.uint8), 48)
+    for step in range(length + 1):
+        reel(step, step == length)
+    shown = spread(list(reel.pictures), 6)
+    assert (shown[0], shown[-1], len(shown)) == (0, length, min(6, length + 1))
+    assert len(taken) < 150
+    assert len(reel.pictures) <= 49
+    gaps = np.diff(shown)
+    assert length < 5 or gaps.max() - gaps.min() <= max(2, 0.05 * length)
+
+
 def test_strips_of_anything_but_the_evaluation_are_refused(home, documents, tmp_path):
     played, folders = documents["eval"], {"teacher": home / "teacher"}
     for settings, message in (
@@ -484,6 +498,7 @@ def test_layers_are_told_by_their_first_numbers():
 )
 def test_an_axis_holds_its_values_and_has_ticks_inside(values, zero, log):
     scale = Scale.over(values, zero=zero, log=log)
+    assert scale.log == (log and min(values) > 0)
     assert all(-1e-9 <= scale(value) <= 1 + 1e-9 for value in values)
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 8
