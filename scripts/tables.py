@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Writes the tables of README.md from the Results under results/; nothing published is typed by hand.
 
-`make tables` rewrites what stands between the markers; `--check` only says whether that is up to date (a test calls it).
+`make tables` rewrites what stands between the markers; `--check` only says whether that is up to date.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> st
         "|---|--:|--:|--:|--:|--:|",
         *(_row(row, timed.get(row["policy"], {})) for row in evaluation["rows"]),
         "",
-        f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; intervals: "
-        "Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager runtime, "
+        f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; "
+        "intervals: Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager runtime, "
         f"{hardware['cpu']}, {hardware['cores']} cores, torch {evaluation['versions']['torch']}, commit "
         f"{evaluation['commit']}. Source: `{path}`.",
         "",
@@ -60,11 +60,12 @@ def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> st
 
 def _row(row: dict[str, Any], timed: dict[str, Any]) -> str:
     success, paired, ratio = row["success"], row.get("paired"), timed.get("ratio")
+    points = {key: 100 * paired[key] for key in ("difference", "low", "high")} if paired else None
     cells = [
         row["policy"],
         str(timed.get("depth", "")),
         f"{100 * success['rate']:.1f} % [{100 * success['low']:.1f}, {100 * success['high']:.1f}], n = {success['n']}",
-        f"{100 * paired['difference']:+.1f} [{100 * paired['low']:+.1f}, {100 * paired['high']:+.1f}]" if paired else "",
+        f"{points['difference']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]" if points else "",
         f"{ratio['p50']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
         f"{sum(timed['parameters'].values()) / 1e6:.2f} M" if "parameters" in timed else "",
     ]

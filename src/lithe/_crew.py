@@ -147,7 +147,7 @@ def _work(pipe: Connection, opener: Callable[[Any], Play], setup: Any) -> None:
             _tell(pipe, answer)
             try:
                 job = json.loads(pipe.recv_bytes())
-            except EOFError:  # no more jobs
+            except (EOFError, ConnectionResetError):  # no more jobs
                 return
             answer = {"record": play(*job)}
     except ValueError as error:

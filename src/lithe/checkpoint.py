@@ -1,6 +1,6 @@
 """A policy folder on disk <-> a model. Strict both ways, no pickle, nothing is ever half written.
 
-Layout: `student.json` (family, configuration before surgery, history, provenance, SHA-256 of the weights),
+Layout: `student.json` (family, configuration before surgery, history, provenance, SHA-256 of every file),
 `model.safetensors` (exactly the tensors of the model), and the family's side files. Loading builds the module on the
 meta device, replays the history there, and only then reads weights; a missing, extra or misshaped tensor is an error.
 """

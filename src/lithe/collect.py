@@ -158,7 +158,7 @@ def _played(jobs: list[Job], processes: int) -> Iterator[tuple[str, Path]]:
     """Finished episodes in the order of `jobs`, with a progress bar. Spawned: OpenGL does not survive a fork."""
     from tqdm import tqdm
 
-    with tqdm(total=len(jobs), desc="episodes", unit="ep", smoothing=0.05) as bar:
+    with tqdm(total=len(jobs), desc="episodes", unit="ep", smoothing=0.05, disable=None) as bar:
         if processes == 1:
             for job in jobs:
                 yield run(job)

@@ -247,7 +247,7 @@ class Trainer:
         self._publish(run)
 
     def _publish(self, run: Run) -> None:
-        about = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
+        about: dict[str, Any] = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
         checkpoint.save(self.result(), run.out / "student", **about)
 
     def result(self) -> Family:

@@ -106,7 +106,7 @@ def build_method(name: str, /, **knobs: Any) -> Any:
     return strict(get("methods", name), knobs, f"method {name}")
 
 
-def check_keywords(kind: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
+def check_keywords(kind: Any, settings: dict[str, Any], where: str) -> dict[str, Any]:
     """The settings in the types that the constructor of a plug-in takes. Raises ValueError, as `strict` does."""
     parameters, hints, typed = inspect.signature(kind).parameters, get_type_hints(kind.__init__), {}
     for key, value in settings.items():

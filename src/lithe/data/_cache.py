@@ -70,7 +70,7 @@ def _decode(root: Path, info: dict[str, Any], camera: str, target: Path) -> None
     frames = _video_frames if feature["dtype"] == "video" else _image_frames
     total = info["total_frames"]
     maps = None
-    with tqdm(total=total, desc=f"decoding {camera}", unit="frame") as bar:
+    with tqdm(total=total, desc=f"decoding {camera}", unit="frame", disable=None) as bar:
         for first, pictures_NYXC in frames(root, info, PREFIX + camera):
             if maps is None:
                 shape = (total, *pictures_NYXC.shape[1:])
