@@ -50,8 +50,8 @@ def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> st
         *(_row(row, timed.get(row["policy"], {})) for row in evaluation["rows"]),
         "",
         f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; "
-        "intervals: Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager runtime, "
-        f"{hardware['cpu']}, {hardware['cores']} cores, torch {evaluation['versions']['torch']}, commit "
+        "intervals: Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager "
+        f"runtime, {hardware['cpu']}, {hardware['cores']} cores, torch {evaluation['versions']['torch']}, commit "
         f"{evaluation['commit']}. Source: `{path}`.",
         "",
     ]
