@@ -15,6 +15,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Thread, Timer
 from typing import Any, TypeVar
@@ -84,6 +85,7 @@ class _Worker:
         self.job, self._timeout, self._overdue = job, timeout, False
         self._process = context.Process(target=_work, args=(theirs, opener, setup), daemon=True)
         # A worker inherits the block: Ctrl-C cannot end it while it still imports. The caller hears it right after.
+        resource_tracker.ensure_running()  # starting it unblocks the signal, so that has to come first
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()

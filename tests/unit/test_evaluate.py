@@ -272,6 +272,8 @@ from pathlib import Path
 
 def opener(setup):
     def play(policy, task, seed, video=False):
+        with (Path(setup.videos).parent / "played").open("a") as file:
+            file.write("x")
         if video:
             path = Path(setup.videos) / policy / f"{task}-{seed}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -333,6 +335,7 @@ def test_more_episodes_tasks_and_policies_can_be_added(folders, canned, tmp_path
     whole = canned(folders, episodes=3, tasks=FakeSim.tasks(), out=out)
     assert (out / "ledger.jsonl").read_bytes().startswith(first)
     assert len(without_fingerprint(out / "ledger.jsonl")) == 2 * 3 * 3
+    assert (out / "played").stat().st_size == 2 * 3 * 3, "nothing is played twice"
     assert whole["rows"] == canned(folders, episodes=3, tasks=FakeSim.tasks(), processes=2)["rows"]
     part = canned(folders[1:], episodes=1, out=out, processes=None)
     assert part["rows"][0]["success"]["n"] == 2

@@ -69,17 +69,18 @@ def _decode(root: Path, info: dict[str, Any], camera: str, target: Path) -> None
     feature = info["features"][PREFIX + camera]
     frames = _video_frames if feature["dtype"] == "video" else _image_frames
     total = info["total_frames"]
-    maps = None
+    maps, done = None, 0
     with tqdm(total=total, desc=f"decoding {camera}", unit="frame", disable=None) as bar:
         for first, pictures_NYXC in frames(root, info, PREFIX + camera):
             if maps is None:
                 shape = (total, *pictures_NYXC.shape[1:])
                 maps = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
             maps[first : first + len(pictures_NYXC)] = pictures_NYXC
+            done += len(pictures_NYXC)
             bar.update(len(pictures_NYXC))
-        if bar.n != total:
-            count = f"camera {camera} has {bar.n} frames, meta/info.json says {total}"
-            raise ValueError(f"{root}: {count}; download it again")
+    if maps is None or done != total:
+        count = f"camera {camera} has {done} frames, meta/info.json says {total}"
+        raise ValueError(f"{root}: {count}; download it again")
     maps.flush()
 
 

@@ -31,7 +31,8 @@ def word_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
     shell = {"task", "state", "action"}
     words = sorted(shell | {w for text in texts for w in _words(text)})
     numbers = [str(n) for n in range(-1, BINS)]
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *numbers, *words])}
+    unique = dict.fromkeys(["<pad>", "<unk>", *numbers, *words])  # an instruction may hold a number too
+    vocabulary = {word: i for i, word in enumerate(unique)}
     if len(vocabulary) > size:
         raise ValueError(f"the tasks use {len(vocabulary)} different words, more than the model's vocabulary of {size}")
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
