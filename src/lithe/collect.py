@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from lithe import registry
+from lithe.data._writer import PREFIX, Writer, png
 from lithe.sims.base import Sim
 
 FIRST_SEED = 100_000  # evaluation uses 0..9999
@@ -143,7 +144,10 @@ def run(job: Job) -> tuple[str, Path]:
         episode = play(_sims[key], job.task, seed, settings.noise, settings.stay)
         if episode is not None:
             part = path.with_suffix(f".{os.getpid()}.part.npz")
-            np.savez(part, **{**episode, "attempts": np.array(attempt + 1)})  # type: ignore[arg-type]
+            packed = {"attempts": np.array(attempt + 1)}
+            for name, values in episode.items():
+                packed |= _pack(values, name) if name.startswith(PREFIX) else {name: values}
+            np.savez(part, **packed)  # type: ignore[arg-type]
             os.replace(part, path)
             return job.task, path
     fix = f"lower noise={settings.noise} or leave the task out"
@@ -187,38 +191,34 @@ def _stage(out: Path, settings: Settings) -> Path:
 
 def _write(root: Path, cls: type[Sim], settings: Settings, played: Iterator[tuple[str, Path]]) -> dict[str, Any]:
     """Appends every episode to a new LeRobotDataset in `root` and returns the counts per task."""
-    dataset = _create(root, cls, settings.size)
+    about = {"repo_id": f"lithe/{cls.name}", "fps": int(cls.fps), "robot_type": cls.robot}
+    widths = {"observation.state": cls.state_dim, "action": cls.action_dim}
+    writer = Writer(root, cls.cameras, settings.size, widths, **about)
     rows = {task: {"episodes": 0, "frames": 0, "attempts": 0} for task in settings.tasks}
-    numbers: dict[str, list[np.ndarray]] = {"observation.state": [], "action": []}
     for task, path in played:
         with np.load(path) as stored:
             episode = dict(stored)
-        rows[task]["attempts"] += int(episode.pop("attempts"))
+        vectors = {key: episode[key] for key in widths}
+        pictures = {PREFIX + camera: _unpack(episode, PREFIX + camera) for camera in cls.cameras}
+        rows[task]["attempts"] += int(episode["attempts"])
         rows[task]["episodes"] += 1
         rows[task]["frames"] += len(episode["action"])
-        for t in range(len(episode["action"])):
-            dataset.add_frame({**{key: values[t] for key, values in episode.items()}, "task": cls.instruction(task)})
-        dataset.save_episode()
-        for key, kept in numbers.items():
-            kept.append(episode[key])
-    dataset.finalize()
-    _exact_stats(root / "meta" / "stats.json", {key: np.concatenate(kept) for key, kept in numbers.items()})
+        writer.add(vectors, pictures, cls.instruction(task))
+    _exact_stats(root / "meta" / "stats.json", writer.close())
     return rows
 
 
-def _create(root: Path, cls: type[Sim], size: int) -> Any:
-    try:
-        import datasets
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    except ImportError as error:
-        raise ValueError("writing a dataset needs LeRobot: pip install 'lithe[lerobot]'") from error
-    datasets.disable_progress_bars()  # it would draw two per episode
-    picture = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
-    features: dict[str, Any] = {f"observation.images.{camera}": picture for camera in cls.cameras}
-    features["observation.state"] = {"dtype": "float32", "shape": (cls.state_dim,), "names": None}
-    features["action"] = {"dtype": "float32", "shape": (cls.action_dim,), "names": None}
-    settings = {"fps": int(cls.fps), "robot_type": cls.robot, "use_videos": False, "video_backend": "pyav"}
-    return LeRobotDataset.create(f"lithe/{cls.name}", features=features, root=root, **settings)
+def _pack(pictures_TYXC: np.ndarray, key: str) -> dict[str, np.ndarray]:
+    """Compressed pictures as two plain arrays, so that an episode's file needs no pickle."""
+    rows = [png(picture) for picture in pictures_TYXC]
+    return {key: np.frombuffer(b"".join(rows), np.uint8), f"{key}.sizes": np.array([len(row) for row in rows])}
+
+
+def _unpack(episode: dict[str, np.ndarray], key: str) -> list[bytes]:
+    """The compressed pictures that `_pack` joined."""
+    ends = np.cumsum(episode[f"{key}.sizes"])
+    whole = episode[key].tobytes()
+    return [whole[end - size : end] for end, size in zip(ends, episode[f"{key}.sizes"])]
 
 
 def _exact_stats(path: Path, numbers: dict[str, np.ndarray]) -> None:
