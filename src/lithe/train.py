@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lithe import api, checkpoint, result
+from lithe import api, card, checkpoint, result
 from lithe._run import Run
 from lithe.distill import distill
 from lithe.recipe import Recipe
@@ -34,6 +34,7 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
         step=recipe.train.steps,
         steps=recipe.train.steps,
     )
+    card.write(out / "student", recipe.name)
     document = result.make("train", recipe.name, recipe.resolved(), [summary(out, len(data))], recipe.hash)
     result.save(document, out / "result.json")
     return document
