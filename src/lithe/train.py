@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,4 @@ def summary(out: Path, frames: int) -> dict[str, Any]:
 
 
 def _identity(out: Path) -> dict[str, Any]:
-    import json
-
     return json.loads((out / "recipe.json").read_text())
