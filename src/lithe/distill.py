@@ -177,7 +177,7 @@ class Trainer:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
                 if self.share_vision and self.teacher:
                     draw = self.teacher.see(draw)
-                expected = self.teacher(batch, draw, self.teacher_taps) if self.teacher else None
+                expected = self.teacher(batch, self.method.asked(draw), self.teacher_taps) if self.teacher else None
                 out = self.model(batch, draw, self.student_taps)
             terms = self.method.loss(self.student, out, expected, stage)
             total = torch.stack(list(terms.values())).sum()

@@ -49,6 +49,12 @@ class Draw:
     def with_features(self, features_BND: Tensor) -> Draw:
         return replace(self, features_BND=features_BND)
 
+    def first(self, draws: int) -> Draw:
+        """The same view with only the first noise draws. Raises ValueError when there are not that many."""
+        if not 1 <= draws <= self.noise_BRHA.shape[1]:
+            raise ValueError(f"cannot take {draws} noise draws of {self.noise_BRHA.shape[1]}")
+        return replace(self, noise_BRHA=self.noise_BRHA[:, :draws], time_BR=self.time_BR[:, :draws])
+
 
 @dataclass(frozen=True)
 class Route:
@@ -91,6 +97,21 @@ class Out:
     target_BRHA: Tensor
     prefix_BN: Tensor  # bool; valid prefix tokens
     taps: dict[Tap, Tensor] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        return self.pred_BRHA.shape[1]
+
+    def first(self, draws: int) -> Out:
+        """What came of the first noise draws; taps of the prefix, and keys, stay whole."""
+        if draws == self.draws:
+            return self
+        rows = {"attention": 2, "suffix": 1}  # the axis that holds the queries of all draws
+        taps = {
+            tap: x.narrow(rows[tap.kind], 0, x.shape[rows[tap.kind]] * draws // self.draws) if tap.kind in rows else x
+            for tap, x in self.taps.items()
+        }
+        return replace(self, pred_BRHA=self.pred_BRHA[:, :draws], target_BRHA=self.target_BRHA[:, :draws], taps=taps)
 
 
 @dataclass(frozen=True)

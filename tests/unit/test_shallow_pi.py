@@ -54,7 +54,7 @@ def terms(method: ShallowPi, teacher: Pi, student: Pi | None = None, inputs_: tu
     mine, theirs = method.taps(student, teacher)
     batch, draw = inputs_ or inputs(teacher)
     with torch.no_grad():
-        expected = teacher(batch, draw, theirs)
+        expected = teacher(batch, method.asked(draw), theirs)
     return method.loss(student, student(batch, draw, mine), expected, method.stages()[0])
 
 
@@ -215,6 +215,7 @@ CHANGES = {
     "renormalise": False,
     "temperature": 2.0,
     "direction": "reverse",
+    "teacher_draws": 1,
     "scope": "expert_only",
 }
 
@@ -274,6 +275,27 @@ def test_terms_are_the_errors_of_the_velocities(variant):
     target = draw.noise_BRHA.double().numpy() - batch.actions_BHA[:, None].double().numpy()
     assert found["task"].item() == pytest.approx(np.mean((mine - target) ** 2), rel=1e-5)
     assert found["kd/velocity"].item() == pytest.approx(np.mean((mine - theirs) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("options", [{}, {"renormalise": False}])
+def test_a_teacher_asked_about_fewer_draws_gives_the_same_targets_for_those(variant, options):
+    """The task loss still uses every draw; the other two equal those of a step that has only the first draw."""
+    teacher, method = awake(variant), ShallowPi(keep=2, attention=1.0, teacher_draws=1, **options)
+    batch, draw = inputs(teacher, draws=3)
+    everything, some, one = (
+        terms(m, teacher, inputs_=(batch, d))
+        for m, d in ((dataclasses.replace(method, teacher_draws=0), draw), (method, draw), (method, draw.first(1)))
+    )
+    torch.testing.assert_close(some["task"], everything["task"], rtol=0, atol=0)
+    for name in ("kd/velocity", "kd/attention"):
+        torch.testing.assert_close(some[name], one[name], rtol=1e-5, atol=1e-7)
+        assert some[name].item() != pytest.approx(everything[name].item(), rel=1e-4)
+
+
+def test_more_draws_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="cannot take 5 noise draws of 2"):
+        terms(ShallowPi(keep=2, teacher_draws=5), awake())
 
 
 @pytest.mark.parametrize("spoil", [None, "view", "noise", "time"])

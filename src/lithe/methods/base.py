@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lithe.families.base import Family
 from lithe.surgery import Op
-from lithe.types import Out, Tap
+from lithe.types import Draw, Out, Tap
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Method(ABC):
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         """What the loss wants to see inside the student and inside the teacher."""
         return (), ()
+
+    def asked(self, draw: Draw) -> Draw:
+        """What the teacher is asked: the student's own draw, or fewer of its noise draws."""
+        return draw
 
     def aux(self, teacher: Family) -> nn.ModuleDict:
         """Modules that are trained along and never shipped."""

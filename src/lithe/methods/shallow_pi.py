@@ -12,6 +12,7 @@ student's middle one and the teacher layer that one came from), heads compared o
 over vision-language keys, temperature 1, direction teacher to student. The number of padded action dimensions inside
 the errors belongs to the family. Departs from the authors' code on purpose: that code renumbers the expert only
 (`scope: expert_only` rebuilds this), draws separate views for teacher and student, and has no attention term.
+Our own knob: `teacher_draws` asks the teacher about fewer noise draws of a step, which saves most of its expert's time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lithe.families.base import Family
 from lithe.methods._depth import first, uniform
 from lithe.methods.base import Method, Stage
 from lithe.surgery import KeepLayers, Op, find_stack
-from lithe.types import Out, Tap
+from lithe.types import Draw, Out, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class ShallowPi(Method):
     renormalise: bool = True  # softmax over vision-language keys only; False = their slice of the full softmax
     temperature: float = 1.0
     direction: Literal["forward", "reverse"] = "forward"  # KL(teacher || student), or the other way round
+    teacher_draws: int = 0  # noise draws of a step that the teacher is asked about; 0 = all of train.draws
     scope: Literal["both", "expert_only"] = "both"  # expert_only: the VLM keeps its first layers, a released defect
 
     def cut(self, teacher: Family) -> list[Op]:
@@ -70,14 +72,18 @@ class ShallowPi(Method):
                 raise ValueError(f"method.attention_layers: the {name} has layers 0 to {depth - 1}, not {layer}")
         return (Tap("attention", mine),), (Tap("attention", theirs),)
 
+    def asked(self, draw: Draw) -> Draw:
+        return draw.first(self.teacher_draws) if self.teacher_draws else draw
+
     def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
         assert teacher_out is not None
+        both = out.first(teacher_out.draws)
         terms = {
             "task": self.task * student.task_loss(out),
-            "kd/velocity": self.velocity * student.imitation_loss(out, teacher_out),
+            "kd/velocity": self.velocity * student.imitation_loss(both, teacher_out),
         }
         if self.attention:
-            (mine,), (theirs,) = out.taps.values(), teacher_out.taps.values()
+            (mine,), (theirs,) = both.taps.values(), teacher_out.taps.values()
             terms["kd/attention"] = self.attention * self.transfer(mine, theirs, out.prefix_BN.shape[1])
         return terms
 
