@@ -190,6 +190,30 @@ def report(
 
 
 @app.command()
+def reproduce(
+    recipes: Annotated[
+        list[Path], typer.Argument(help="Recipes of one teacher with one budget, e.g. recipes/*/*.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of runs, Results and the page.")] = Path("runs/reproduce"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting changed in all recipes, e.g. train.steps=500.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
+) -> None:
+    """Train recipes on one budget, evaluate and time them beside their teacher, and judge their gates.
+
+    A killed run goes on when the same command is given again. Exit code 1 when a gate is not met.
+    """
+    from lithe.reproduce import reproduce as run
+    from lithe.reproduce import table
+
+    document = run(recipes, out, set_ or [], runs)
+    _finish(document, table(document))
+    if not all(met for row in document["rows"] for met in row["met"].values()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> None:
     """From the shipped teacher to a proven student in a quarter of an hour: collect, distil, evaluate, time, report."""
     from lithe.demo import demo as run
