@@ -47,6 +47,7 @@ def collect(
     noise: Annotated[
         float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")
     ] = 0.3,
+    astray: Annotated[float, typer.Option(help="Share of episodes that begin off the expert's path.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Number of this collection; no two share an initial state.")] = 0,
     processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
@@ -59,7 +60,17 @@ def collect(
     from lithe.collect import collect as run
 
     _finish(
-        run(sim, out, tasks=_split(tasks), episodes=episodes, noise=noise, seed=seed, processes=processes, size=size)
+        run(
+            sim,
+            out,
+            tasks=_split(tasks),
+            episodes=episodes,
+            noise=noise,
+            seed=seed,
+            processes=processes,
+            size=size,
+            astray=astray,
+        )
     )
 
 
