@@ -23,6 +23,7 @@ _HOME = {
     "method": "lithe.api",
     "profile": "lithe.profile",
     "report": "lithe.report",
+    "reproduce": "lithe.reproduce",
     "runtime": "lithe.api",
     "save": "lithe.checkpoint",
     "Train": "lithe.recipe",

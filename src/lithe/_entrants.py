@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lithe._disk import sha256
 from lithe.registry import suggestion
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> d
     if replan > spec.horizon:
         raise ValueError(f"replan={replan} is more than the {spec.horizon} actions of a chunk of policy {name!r}")
     policy = {key: card[key] for key in ("family", "config", "history", "sha256")}
-    beside = {p.name: checkpoint.sha256(p) for p in sorted(folder.glob("*.json")) if p.name != checkpoint.CARD}
+    beside = {p.name: sha256(p) for p in sorted(folder.glob("*.json")) if p.name != checkpoint.CARD}
     identity = json.dumps([policy, beside, terms], sort_keys=True)
     facts = {
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),

@@ -17,6 +17,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from lithe._disk import flush
+
 Key = tuple[str, str, int]  # policy, task, seed
 
 
@@ -43,7 +45,7 @@ class Ledger:
                 self._check_terms(self._read(lines[0], 1), json.loads(json.dumps(terms)))
             else:
                 self._write({"terms": terms})
-                _flush_folder(path.parent)
+                flush(path.parent)  # its name survives a power cut
             for number, line in enumerate(lines[1:], 2):
                 self._take(self._read(line, number), number)
         except BaseException:
@@ -121,12 +123,3 @@ class Ledger:
         except OSError:
             os.ftruncate(self._file, size)  # half a line in the middle would be damage
             raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a new file's name survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

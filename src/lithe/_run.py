@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lithe.checkpoint import sha256, with_advice, write_atomically, write_folder
+from lithe._disk import sha256, with_advice, write_atomically, write_folder
 
 STATE, POSITION = "state.safetensors", "position.json"
 

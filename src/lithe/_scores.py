@@ -12,7 +12,7 @@ from lithe import _statistics
 from lithe._ledger import Key
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 INTERVALS = {
     "level": 0.95,
@@ -63,31 +63,38 @@ def _measured(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: _measured(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def table(document: dict[str, Any]) -> Table:
-    """The Result for a terminal: all tasks first, then each; every figure with its 95 % interval."""
+def table(document: dict[str, Any]) -> Group:
+    """The Result for a terminal of 80 columns: every policy with its intervals, then its success in each task."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
     from rich.table import Table
 
-    settings = document["settings"]
-    episodes = f"{settings['episodes']} episodes a task, seeds {settings['seeds'][0]} to {settings['seeds'][1]}"
-    shown = Table(title=f"{settings['sim']}: {episodes}; in brackets 95 % intervals")
-    for heading in ("task", "policy", "n", "success, %", f"minus {settings['against']}, points", "steps", "jerk"):
-        shown.add_column(heading, no_wrap=heading in ("task", "policy"), justify="right" if heading == "n" else "left")
-    groups = [("all", {row["policy"]: row for row in document["rows"]})]
-    if len(settings["tasks"]) > 1:
-        groups += [
-            (task, {row["policy"]: row["tasks"][task] for row in document["rows"]}) for task in settings["tasks"]
+    settings, rows = document["settings"], document["rows"]
+    whole = Table(
+        "policy", "n", "success, %", f"minus {settings['against']}", "steps", "jerk", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for row in rows:
+        cells = [_cell(row["success"], "rate", ".1f", 100), _cell(row.get("paired"), "difference", "+.1f", 100)]
+        cells += [
+            _cell(row.get("steps_to_success"), "median", ".0f"),
+            _cell({"median": row["jerk"]["median"]}, "median", ".3f") if "jerk" in row else "",
         ]
-    for task, figures in groups:
-        for i, (policy, row) in enumerate(figures.items()):
-            cells = [_cell(row["success"], "rate", ".1f", 100), _cell(row.get("paired"), "difference", "+.1f", 100)]
-            cells += [_cell(row.get("steps_to_success"), "median", ".0f"), _cell(row.get("jerk"), "median", ".3f")]
-            n = str(row["success"]["n"])
-            shown.add_row("" if i else task, policy, n, *cells, end_section=i == len(figures) - 1)
-    return shown
+        whole.add_row(row["policy"], str(row["success"]["n"]), *cells)
+    parts = Table("success, %", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        parts.add_column(row["policy"], justify="right")
+    for task in settings["tasks"]:
+        parts.add_row(task, *(f"{100 * row['tasks'][task]['success']['rate']:.1f}" for row in rows))
+    told = (
+        f"{settings['sim']}: {settings['episodes']} episodes a task, seeds {settings['seeds'][0]} to "
+        f"{settings['seeds'][1]}; in brackets 95 % intervals; steps: median of successful episodes; jerk: median in "
+        f"{JERK_UNIT}. Intervals of each task are in the Result."
+    )
+    return Group(whole, *([parts] if len(settings["tasks"]) > 1 else []), told)
 
 
 def _cell(figure: dict[str, Any] | None, name: str, form: str, scale: float = 1) -> str:
     if figure is None:
         return ""
     numbers = [format(scale * figure[key], form) for key in (name, "low", "high") if key in figure]
-    return numbers[0] if len(numbers) == 1 else "{} ({} to {})".format(*numbers)
+    return numbers[0] if len(numbers) == 1 else "{} [{}, {}]".format(*numbers)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lithe import registry
+from lithe._disk import write_atomically
 
 INDEX = "strips.json"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -60,7 +61,6 @@ def strips(
 
     Raises ValueError for a policy, task or seed that was not evaluated, or weights other than those that were.
     """
-    from lithe import checkpoint
 
     settings = evaluation["settings"]
     tasks, seed = list(tasks or settings["tasks"][:3]), settings["seed"] if seed is None else seed
@@ -84,7 +84,7 @@ def strips(
         told = {key: record[key] for key in ("policy", "task", "seed", "success", "steps")}
         shown.append({**told, "weights": weights[record["policy"]], "frames": files})
     content = json.dumps({"sim": settings["sim"], "strips": shown}, indent=1)
-    checkpoint.write_atomically(out / INDEX, content.encode() + b"\n")  # last: a folder with an index is complete
+    write_atomically(out / INDEX, content.encode() + b"\n")  # last: a folder with an index is complete
     return out
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lithe.checkpoint import CARD, read_card, skeleton, write_atomically
+from lithe._disk import write_atomically
+from lithe.checkpoint import CARD, read_card, skeleton
 from lithe.result import load
 
 

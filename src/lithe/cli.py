@@ -47,6 +47,7 @@ def collect(
     noise: Annotated[
         float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")
     ] = 0.3,
+    astray: Annotated[float, typer.Option(help="Share of episodes that begin off the expert's path.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Number of this collection; no two share an initial state.")] = 0,
     processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
@@ -59,7 +60,17 @@ def collect(
     from lithe.collect import collect as run
 
     _finish(
-        run(sim, out, tasks=_split(tasks), episodes=episodes, noise=noise, seed=seed, processes=processes, size=size)
+        run(
+            sim,
+            out,
+            tasks=_split(tasks),
+            episodes=episodes,
+            noise=noise,
+            seed=seed,
+            processes=processes,
+            size=size,
+            astray=astray,
+        )
     )
 
 
@@ -211,6 +222,30 @@ def report(
     from lithe.report import report as run
 
     typer.echo(f"wrote {run(results, out, title=title)}")
+
+
+@app.command()
+def reproduce(
+    recipes: Annotated[
+        list[Path], typer.Argument(help="Recipes of one teacher with one budget, e.g. recipes/*/*.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of runs, Results and the page.")] = Path("runs/reproduce"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting changed in all recipes, e.g. train.steps=500.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
+) -> None:
+    """Train recipes on one budget, evaluate and time them beside their teacher, and judge their gates.
+
+    A killed run goes on when the same command is given again. Exit code 1 when a gate is not met.
+    """
+    from lithe.reproduce import reproduce as run
+    from lithe.reproduce import table
+
+    document = run(recipes, out, set_ or [], runs)
+    _finish(document, table(document))
+    if not all(met for row in document["rows"] for met in row["met"].values()):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Demonstrations from a sim's scripted experts, as one LeRobotDataset v3 that LeRobot itself opens.
 
 Gaussian noise is added to the action that is EXECUTED while the expert's clean action is recorded, so the data shows
-how to come back after a mistake; its level is drawn anew for every episode from [0, noise]. Only successes are kept,
+how to come back after a small mistake; its level is drawn anew for every episode from [0, noise]. A share of episodes,
+`astray`, begins off the expert's path: it acts for a while and is pushed away, unrecorded. Only successes are kept,
 with a few steps after success, so that a policy learns to stay. Images are stored lossless (PNG in Parquet): what a
 policy learns from is what the sim shows it in evaluation.
 Episodes are played in parallel into a folder beside the target, and the dataset appears there by one rename. A killed
@@ -29,6 +30,7 @@ from lithe.data._writer import PREFIX, Writer, png
 from lithe.sims.base import Sim
 
 FIRST_SEED = 100_000  # evaluation uses 0..9999
+LEAD, PUSH = 60, 20  # most steps of the expert, and of the push, before a recording that begins astray
 ATTEMPTS = 10  # seeds tried per episode before the task counts as too hard for its expert
 
 
@@ -43,6 +45,7 @@ class Settings:
     seed: int
     size: int
     stay: int
+    astray: float
 
     def __post_init__(self) -> None:
         if not self.tasks or self.episodes < 1:
@@ -53,6 +56,8 @@ class Settings:
             raise ValueError(f"a task is named twice in {', '.join(self.tasks)}; raise `episodes` instead")
         if not 0 <= self.noise <= 2:
             raise ValueError(f"noise is a standard deviation of actions in -1..1; {self.noise} is not between 0 and 2")
+        if not 0 <= self.astray <= 1:
+            raise ValueError(f"astray is a share of the episodes; {self.astray} is not between 0 and 1")
         if self.stay < 0 or self.seed < 0:
             raise ValueError(f"stay and seed must not be negative, got stay={self.stay}, seed={self.seed}")
 
@@ -67,11 +72,12 @@ def collect(
     processes: int | None = None,
     size: int = 64,
     stay: int = 8,
+    astray: float = 0.0,
 ) -> dict[str, Any]:
     """Plays `episodes` successful demonstrations of every task and writes them to the folder `out`.
 
     `tasks` defaults to the sim's own selection, `processes` to the number of cores; `size` is the image edge in pixels,
-    `stay` the number of steps recorded after success.
+    `stay` the number of steps recorded after success, `astray` the share of episodes that begin off the expert's path.
     Returns {out, frames, seconds, frames_per_s, size_mb, tasks: {task: {episodes, frames, attempts}}}.
     Raises ValueError when `out` exists, a task is unknown, or an expert fails too often.
     """
@@ -79,7 +85,9 @@ def collect(
     out = Path(out)
     cls = _sim_class(sim)
     chosen = tuple(cls.check_task(task) for task in (cls.default_tasks() if tasks is None else tasks))
-    settings = Settings(sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay)
+    settings = Settings(
+        sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay, astray=astray
+    )
     if out.exists():
         raise ValueError(f"{out} exists and collection never overwrites; move it away or choose another folder")
     staging = _stage(out, settings)
@@ -98,11 +106,13 @@ def episode_seed(seed: int, index: int, attempt: int) -> int:
     return FIRST_SEED + seed * 10_000_000 + index * ATTEMPTS + attempt
 
 
-def play(sim: Sim, task: str, seed: int, noise: float, stay: int) -> dict[str, np.ndarray] | None:
+def play(sim: Sim, task: str, seed: int, noise: float, stay: int, astray: float = 0.0) -> dict[str, np.ndarray] | None:
     """One noisy demonstration as arrays [T, ...] by LeRobot key, or None when the expert failed within the horizon."""
     rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
     sigma = rng.uniform(0.0, noise)
     sim.reset(task, seed)
+    if astray and rng.random() < astray and not lead_astray(sim, task, rng):
+        sim.reset(task, seed)
     expert = sim.expert(task)
     rows: list[dict[str, Any]] = []
     stayed = 0
@@ -116,6 +126,15 @@ def play(sim: Sim, task: str, seed: int, noise: float, stay: int) -> dict[str, n
         rows.append({**observation, "action": clean_A})
         sim.step(clean_A + rng.normal(0.0, sigma, clean_A.shape))
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def lead_astray(sim: Sim, task: str, rng: np.random.Generator) -> bool:
+    """The expert for a while, then one push in a random direction; False when the task was solved by it."""
+    expert, push_A = sim.expert(task), rng.uniform(-1.0, 1.0, sim.action_dim)
+    push_A /= np.abs(push_A).max()
+    lead, push = rng.integers(0, LEAD + 1), rng.integers(0, PUSH + 1)
+    steps = range(lead + push)
+    return all(not sim.step(np.clip(expert(), -1.0, 1.0) if step < lead else push_A) for step in steps)
 
 
 @dataclass(frozen=True)
@@ -141,7 +160,7 @@ def run(job: Job) -> tuple[str, Path]:
         _sims[key] = _sim_class(settings.sim)(size=settings.size)
     for attempt in range(ATTEMPTS):
         seed = episode_seed(settings.seed, job.index, attempt)
-        episode = play(_sims[key], job.task, seed, settings.noise, settings.stay)
+        episode = play(_sims[key], job.task, seed, settings.noise, settings.stay, settings.astray)
         if episode is not None:
             part = path.with_suffix(f".{os.getpid()}.part.npz")
             packed = {"attempts": np.array(attempt + 1)}

@@ -67,9 +67,9 @@ class Gate:
     sim: str = "metaworld"
     tasks: tuple[str, ...] = ()  # empty = the simulator's default list
     episodes: int = 50  # a task
-    points: float = 1.0  # success lost at most, in percentage points
-    speedup: float = 1.0  # p50 latency ratio at least
-    success: float = 0.0  # absolute success rate at least
+    points: float | None = None  # success lost at most against the teacher, in percentage points; None = not judged
+    speedup: float | None = None  # p50 latency ratio at least
+    success: float | None = None  # absolute success rate at least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
     metrics.jsonl); folders made by `strips`, of which one called `strips` beside an evaluation's file is found by
     itself. Raises ValueError, saying what is accepted, for an input that nothing can be made of.
     """
-    from lithe.checkpoint import write_atomically
+    from lithe._disk import write_atomically
 
     out = Path(out)
     if out.is_dir():

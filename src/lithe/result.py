@@ -44,7 +44,7 @@ def make(
 
 def save(document: dict[str, Any], path: str | Path) -> Path:
     """Write beside the target, flush to disk, rename."""
-    from lithe.checkpoint import write_atomically
+    from lithe._disk import write_atomically
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

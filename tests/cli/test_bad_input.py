@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lithe import api, checkpoint, cli
+from lithe._disk import sha256
 from lithe._run import Run
 from lithe.data.fake import FakeData
 from lithe.families.pi import Pi
@@ -245,7 +246,7 @@ def test_a_teacher_with_other_tensors(refused, recipe, harm, words):
     save_file(tensors, weights)
     data = json.loads(card.read_text())
     data.pop("files")
-    card.write_text(json.dumps({**data, "sha256": checkpoint.sha256(weights)}))
+    card.write_text(json.dumps({**data, "sha256": sha256(weights)}))
     assert "Nothing was loaded" in refused(2, words, "distill", recipe)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lithe import checkpoint, recipe, surgery
+from lithe._disk import sha256
 from lithe.families.base import Family
 from lithe.methods.base import Method
 from lithe.surgery import KeepLayers
@@ -218,7 +219,7 @@ def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
     """Other weights with a matching checksum: what a careless tool would write."""
     save_file(weights, folder / checkpoint.WEIGHTS)
     card = json.loads((folder / checkpoint.CARD).read_text())
-    card["sha256"] = checkpoint.sha256(folder / checkpoint.WEIGHTS)
+    card["sha256"] = sha256(folder / checkpoint.WEIGHTS)
     card.pop("files", None)
     (folder / checkpoint.CARD).write_text(json.dumps(card))
 

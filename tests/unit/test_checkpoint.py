@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lithe import checkpoint, surgery
+from lithe._disk import sha256, write_atomically
 from lithe.checkpoint import CARD, WEIGHTS
 from lithe.data.fake import FakeData
 from lithe.families.pi import Pi
@@ -200,7 +201,7 @@ def resign(folder: Path, card: dict[str, Any]) -> None:
     """Write a card as an older version, or somebody with bad intentions, would."""
     card = {key: value for key, value in card.items() if key != "files"}
     if "sha256" in card:
-        card["sha256"] = checkpoint.sha256(folder / WEIGHTS)
+        card["sha256"] = sha256(folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps(card))
 
 
@@ -347,20 +348,18 @@ def test_killed_at_any_moment_one_whole_policy_is_there_and_the_next_save_works(
 
 def test_a_single_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "result.json"
-    checkpoint.write_atomically(path, b"old")
+    write_atomically(path, b"old")
     for error in (FULL, OSError(errno.EIO, "I/O error"), Killed()):
         for k in (1, 2):
-            raised, _ = outcome(k, error, lambda: checkpoint.write_atomically(path, b"new content"))
+            raised, _ = outcome(k, error, lambda: write_atomically(path, b"new content"))
             assert type(raised) is type(error) and path.read_bytes() == b"old"
             assert isinstance(error, Killed) or [p.name for p in tmp_path.iterdir()] == ["result.json"]
-    checkpoint.write_atomically(path, b"new")
+    write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_failure_that_is_no_full_disk_keeps_its_own_words(tmp_path):
-    raised, _ = outcome(
-        1, OSError(errno.EIO, "Input/output error"), lambda: checkpoint.write_atomically(tmp_path / "x", b"x")
-    )
+    raised, _ = outcome(1, OSError(errno.EIO, "Input/output error"), lambda: write_atomically(tmp_path / "x", b"x"))
     assert isinstance(raised, OSError) and raised.errno == errno.EIO
 
 

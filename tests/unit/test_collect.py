@@ -61,6 +61,36 @@ def test_the_clean_action_is_recorded_and_the_noisy_one_executed():
     assert episode["action"].dtype == np.float32 and np.abs(episode["action"]).max() <= 1
 
 
+def test_an_episode_that_begins_astray_starts_elsewhere_and_is_still_solved(monkeypatch):
+    """The first recorded frame is off the initial state, nothing of the push is recorded, and the labels stay clean."""
+    monkeypatch.setattr(importlib.import_module("lithe.collect"), "LEAD", 2)  # the fake task takes few steps
+    sim = FakeSim(size=16)
+    moved = []
+    for seed in range(100_000, 100_012):
+        straight, astray = (play(sim, "reach-green", seed, noise=0.0, stay=3, astray=share) for share in (0.0, 1.0))
+        begins = [episode["observation.state"][0] for episode in (straight, astray)]
+        moved.append(not np.allclose(*begins))
+        sim.reset("reach-green", seed)
+        expert = sim.expert("reach-green")
+        for state, action in zip(astray["observation.state"], astray["action"], strict=True):
+            sim._hand_S = state.astype(float)
+            assert np.allclose(action, expert(), atol=1e-5)
+    assert sum(moved) >= 6
+
+
+def test_a_task_solved_on_the_way_begins_at_its_start():
+    class Eager(FakeSim):
+        def step(self, action_A):
+            super().step(action_A)
+            self._success = True
+            return True
+
+    sim = Eager(size=16)
+    episode = play(sim, "reach-red", 100_000, noise=0.0, stay=2, astray=1.0)
+    sim.reset("reach-red", 100_000)
+    assert np.allclose(episode["observation.state"][0], sim.observe()["observation.state"])
+
+
 def test_without_noise_the_recorded_actions_replay_to_success():
     sim = FakeSim(size=16)
     episode = play(sim, "reach-blue", 100_001, noise=0.0, stay=4)
@@ -85,7 +115,7 @@ def test_seeds_keep_away_from_evaluation_and_never_repeat():
 def test_lerobot_opens_what_was_collected_and_the_frames_are_exact(tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    summary = small(tmp_path / "set")
+    summary = small(tmp_path / "set", astray=0.5)
     theirs = LeRobotDataset("lithe/fake", root=tmp_path / "set", video_backend="pyav")
     assert summary["frames"] == len(theirs) and theirs.meta.total_episodes == 4 and theirs.fps == 10
     assert {task: row["episodes"] for task, row in summary["tasks"].items()} == {"reach-red": 2, "reach-blue": 2}
@@ -93,7 +123,7 @@ def test_lerobot_opens_what_was_collected_and_the_frames_are_exact(tmp_path):
     row = 0
     for task in TASKS:
         for index in range(2):
-            episode = play(FakeSim(size=16), task, episode_seed(0, index, 0), noise=0.3, stay=8)
+            episode = play(FakeSim(size=16), task, episode_seed(0, index, 0), noise=0.3, stay=8, astray=0.5)
             for t in range(len(episode["action"])):
                 item = theirs[row]
                 for camera in FakeSim.cameras:
@@ -124,9 +154,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
 def test_a_failed_attempt_is_repeated_with_another_seed_and_counted(tmp_path, monkeypatch):
     played = []
 
-    def clumsy(sim, task, seed, noise, stay):
+    def clumsy(sim, task, seed, noise, stay, astray):
         played.append(seed)
-        return None if len(played) == 2 else play(sim, task, seed, noise, stay)
+        return None if len(played) == 2 else play(sim, task, seed, noise, stay, astray)
 
     monkeypatch.setattr(module, "play", clumsy)
     summary = small(tmp_path / "set", tasks=("reach-red",), episodes=2)
@@ -201,6 +231,7 @@ def test_an_existing_target_is_never_touched(tmp_path):
         ({"noise": -1.0}, "noise is a standard deviation"),
         ({"noise": float("nan")}, "noise is a standard deviation"),
         ({"stay": -1}, "must not be negative"),
+        ({"astray": 1.5}, "astray is a share"),
         ({"sim": "metawold"}, "did you mean 'metaworld'"),
     ],
 )
