@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "bench": "lithe.bench",
+    "check": "lithe.check",
     "collect": "lithe.collect",
     "data": "lithe.api",
     "distill": "lithe.distill",

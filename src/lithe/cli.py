@@ -189,6 +189,30 @@ def profile(
 
 
 @app.command()
+def check(
+    policy: Annotated[str, typer.Argument(help="Policy folder or hub id; - checks the data set alone.")],
+    dataset: Annotated[str, typer.Argument(help="LeRobotDataset v3: folder or hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Actions a second, where the policy does not say.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="Camera of the data set = the policy's name for it.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures to decode per camera; every file is looked into.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="Where to write the Result.")] = None,
+) -> None:
+    """Find what is wrong with a data set and where a policy does not fit it. Changes nothing.
+
+    Exit code 2 when a finding is an error, 0 otherwise.
+    """
+    from lithe.check import check as run
+    from lithe.check import failed, table
+
+    named, source = _renames(rename or []), None if policy == "-" else policy
+    document = run(source, dataset, revision=revision, fps=fps, rename=named, pictures=pictures)
+    _finish(document, table(document), out)
+    if failed(document):
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Result files and run folders.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -282,6 +306,13 @@ def _named(policies: list[str]) -> tuple[list[str], list[str]]:
             f"two policies are called {max(names, key=names.count)!r}: name them, as in small=runs/a/student"
         )
     return names, [folder for _, folder in pairs]
+
+
+def _renames(texts: list[str]) -> dict[str, str]:
+    for text in texts:
+        if not all(text.partition("=")):
+            raise ValueError(f"{text!r} is no renaming: write camera=name, as in top=base_0_rgb")
+    return dict(text.split("=", 1) for text in texts)  # type: ignore[misc]
 
 
 def _split(text: str | None) -> list[str] | None:

@@ -1,16 +1,17 @@
-"""Data: sampler purity, chunk padding, the decoded cache against LeRobot, one sentence per broken dataset."""
+"""Data: sampler purity, chunk padding, reading against LeRobot, relative actions, one sentence per broken dataset."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
-from lithe.data import _cache, base
-from lithe.data.base import STATISTICS, batch_indices, chunk_indices, order
+from lithe.data import _cache, _relative, base
+from lithe.data.base import STATISTICS, batch_indices, chunk_indices, order, statistics
 from lithe.data.fake import FakeData
 from lithe.data.lerobot import LeRobotData
 
@@ -154,6 +155,170 @@ def test_the_cache_equals_lerobots_own_decoding_of_video(tmp_path):
             assert np.array_equal(ours["images"][camera][i], picture), (i, camera)
 
 
+CAMERAS = {"images.front": (32, 48), "images.left_wrist": (32, 32), "image": (64, 32)}  # the last without the prefix
+
+
+@pytest.fixture(scope="module", params=["image", "h264", "libsvtav1"])
+def spread(request, tmp_path_factory):
+    """LeRobot's own data set over many files, with three cameras of different sizes and single-number states."""
+    from lerobot.configs import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    root, rng = tmp_path_factory.mktemp("spread") / "set", np.random.default_rng(1)
+    kind = "image" if request.param == "image" else "video"
+    features = {
+        f"observation.{c}": {"dtype": kind, "shape": (*size, 3), "names": ["height", "width", "channels"]}
+        for c, size in CAMERAS.items()
+    }
+    features |= {key: {"dtype": "float32", "shape": (1,), "names": None} for key in ("observation.state", "action")}
+    settings = {"use_videos": kind == "video"}
+    if kind == "video":
+        settings["rgb_encoder"] = RGBEncoderConfig(vcodec=request.param)
+    made = LeRobotDataset.create("lithe/x", fps=7, features=features, root=root, **settings)
+    made.meta.info.chunks_size = 2
+    made.meta.info.data_files_size_in_mb = made.meta.info.video_files_size_in_mb = 0.004
+    for episode, length in enumerate((9, 4, 8, 5, 7)):
+        for _ in range(length):
+            frame = {f"observation.{c}": rng.integers(0, 256, (*size, 3), np.uint8) for c, size in CAMERAS.items()}
+            frame |= {key: rng.normal(size=1).astype(np.float32) for key in ("observation.state", "action")}
+            made.add_frame({**frame, "task": TASKS[episode % 3]})
+        made.save_episode(parallel_encoding=False)
+    made.finalize()
+    files = list((root / ("videos/observation.image" if kind == "video" else "data")).rglob("file-*"))
+    assert len(files) > 2 and len({path.parent for path in files}) > 1  # several files, several chunks
+    return root
+
+
+def test_many_files_and_cameras_read_as_lerobot_reads_them(spread):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    chunk = {"action": [i / 7 for i in range(4)]}  # what LeRobot calls delta timestamps
+    settings = {"video_backend": "pyav", "return_uint8": True, "delta_timestamps": chunk}
+    theirs, data = LeRobotDataset("lithe/x", root=spread, **settings), LeRobotData(root=spread)
+    assert data.cameras == ("front", "left_wrist", "observation.image") and data.fps == 7
+    ours = data.samples(np.arange(len(data)), 4)
+    for i in range(len(data)):
+        row = theirs[i]
+        for name, camera in zip(CAMERAS, data.cameras, strict=True):
+            picture = row[f"observation.{name}"].numpy()
+            picture = (picture * 255).round().astype(np.uint8) if picture.dtype == np.float32 else picture
+            assert np.array_equal(ours["images"][camera][i], picture.transpose(1, 2, 0)), (i, camera)
+        assert np.array_equal(ours["action"][i], row["action"].numpy().reshape(4, 1))
+        assert np.array_equal(ours["padded"][i], row["action_is_pad"].numpy())
+        assert np.array_equal(ours["state"][i], row["observation.state"].numpy().reshape(1))
+        assert ours["task"][i] == row["task"]
+
+
+def test_reading_needs_no_lerobot(spread, tmp_path, monkeypatch):
+    for name in ["lerobot", *(name for name in sys.modules if name.startswith("lerobot."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError):
+        import lerobot.datasets.video_utils  # noqa: F401
+    assert len(LeRobotData(root=spread, cache=tmp_path)) == 33
+
+
+def test_a_camera_may_be_renamed(copy):
+    data = LeRobotData(root=copy, rename={"wrist": "left_wrist_0_rgb"})
+    plain = LeRobotData(root=copy)
+    assert data.cameras == ("top", "left_wrist_0_rgb")
+    renamed, own = (d.samples(np.array([3]), 1)["images"] for d in (data, plain))
+    assert np.array_equal(renamed["left_wrist_0_rgb"], own["wrist"])
+    for rename, words in (({"wirst": "x"}, "did you mean 'wrist'"), ({"wrist": "top"}, "called the same")):
+        with pytest.raises(ValueError, match=words):
+            LeRobotData(root=copy, rename=rename)
+
+
+def test_statistics_may_be_computed_from_all_frames(copy):
+    (copy / "meta/stats.json").write_text("{}")
+    data = LeRobotData(root=copy, statistics="computed")
+    state_NS, action_NA, _ = data.vectors()
+    for key, values in (("observation.state", state_NS), ("action", action_NA)):
+        assert all(np.array_equal(data.stats[key][name], x) for name, x in statistics(values).items())
+    with pytest.raises(ValueError, match="'stored' or 'computed'"):
+        LeRobotData(root=copy, statistics="guessed")
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_fills_the_disk(copy, monkeypatch):
+    monkeypatch.setattr(_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(ValueError, match="give cache="):
+        LeRobotData(root=copy)
+    assert not list(copy.rglob("*.npy"))
+
+
+def test_files_outside_of_the_data_set_are_not_read(tmp_path):
+    for template in ("../../x.mp4", "/etc/x.mp4", "{chunk}/x.mp4", "{}"):
+        with pytest.raises(ValueError, match=r"info\.json"):
+            _cache.inside(tmp_path, template, chunk_index=0, file_index=0)
+    assert _cache.inside(tmp_path, "a/{chunk_index:03d}.mp4", chunk_index=7) == tmp_path / "a/007.mp4"
+
+
+def test_chunk_1000_comes_after_chunk_999(tmp_path):
+    for chunk in (1000, 999, 7):
+        (tmp_path / f"data/chunk-{chunk:03d}").mkdir(parents=True)
+        (tmp_path / f"data/chunk-{chunk:03d}/file-000.parquet").touch()
+    assert [path.parent.name for path in _cache.data_files(tmp_path)] == ["chunk-007", "chunk-999", "chunk-1000"]
+
+
+# -- relative actions --------------------------------------------------------------------------------------------------
+
+NAMES = ("shoulder.pos", "elbow.pos", "Gripper.pos")
+
+
+@pytest.mark.parametrize("exclude", [(), ("gripper",), ("elbow.pos", "grip")])
+def test_relative_actions_are_lerobots_to_the_bit(exclude):
+    import torch
+    from lerobot.processor import RelativeActionsProcessorStep, to_absolute_actions, to_relative_actions
+
+    rng = np.random.default_rng(0)
+    action, state = (rng.normal(size=s).astype(np.float32) * 100 for s in ((5, 4, 3), (5, 4)))
+    theirs = RelativeActionsProcessorStep(enabled=True, exclude_joints=list(exclude), action_names=list(NAMES))
+    mask = _relative.which(NAMES, 3, exclude)
+    assert mask.tolist() == theirs._build_mask(3)
+    ours = _relative.to_relative(action, state, mask)
+    assert np.array_equal(ours, to_relative_actions(*map(torch.from_numpy, (action, state)), mask.tolist()).numpy())
+    back = to_absolute_actions(*map(torch.from_numpy, (ours, state)), mask.tolist()).numpy()
+    assert np.array_equal(_relative.to_absolute(ours, state, mask), back)
+    assert ours.dtype == np.float32 and np.allclose(back, action, atol=1e-4)
+
+
+def test_relative_data_are_offsets_from_where_each_chunk_begins():
+    data = FakeData(episodes=2, length=6, state_dim=4, action_dim=3)
+    mask = np.array([True, False, True])
+    relative, indices = _relative.Relative(data, mask, horizon=4), np.array([0, 4, 11])
+    plain, changed = data.samples(indices, 4), relative.samples(indices, 4)
+    assert np.array_equal(changed["action"][..., 1], plain["action"][..., 1])
+    expected = plain["action"][..., 2] - plain["state"][:, 2, None]
+    assert np.array_equal(changed["action"][..., 2], expected) and np.array_equal(changed["state"], plain["state"])
+    assert len(relative) == 12 and relative.cameras == data.cameras and relative.tasks == data.tasks
+
+
+def test_statistics_of_relative_actions_are_lerobots():
+    from lerobot.datasets.compute_stats import compute_relative_action_stats
+
+    data, mask = FakeData(episodes=3, length=200, size=4), np.array([True, True, False, True])
+    state_NS, action_NA, stop_N = data.vectors()
+    assert stop_N.tolist() == [200] * 200 + [400] * 200 + [600] * 200
+    table = {"action": action_NA, "observation.state": state_NS, "episode_index": np.arange(600) // 200}
+    about = {"action": {"shape": (4,), "names": ["a", "b", "gripper", "c"]}}
+    theirs = compute_relative_action_stats(table, about, chunk_size=8, exclude_joints=["gripper"])
+    ours = _relative.Relative(data, mask, horizon=8).stats
+    for name in ("mean", "std", "min", "max"):
+        assert np.allclose(ours["action"][name], theirs[name], rtol=1e-4, atol=1e-5), name
+    for name in ("q01", "q99"):  # theirs come from a histogram
+        assert np.allclose(ours["action"][name], theirs[name], atol=0.05), name
+    assert ours["observation.state"] is data.stats["observation.state"]
+
+
+def test_relative_actions_that_cannot_be_are_refused():
+    data = FakeData(episodes=2, length=5, state_dim=2, action_dim=4)
+    with pytest.raises(ValueError, match="record the joints' positions"):
+        _relative.Relative(data, np.ones(4, bool), 3).samples(np.array([0]), 3)
+    with pytest.raises(ValueError, match="choose a shorter horizon"):
+        _ = _relative.Relative(FakeData(episodes=2, length=5), np.ones(4, bool), 6).stats
+    with pytest.raises(ValueError, match="gripper cannot be left absolute"):
+        _relative.which((), 4)
+
+
 def test_what_a_killed_decoding_left_is_removed(copy):
     LeRobotData(root=copy)
     folder = next((copy / ".lithe_cache").iterdir())
@@ -202,6 +367,12 @@ BROKEN = {
     "action": (info(lambda i: i["features"].pop("action")), "no feature 'action'"),
     "stats": (stats(lambda s: s.pop("observation.state")), "for 'observation.state'"),
     "no stats": (lambda root: (root / "meta/stats.json").unlink(), "has no mean"),
+    "unknown task": (lambda root: edit_column(root, "task_index", [9] * N), "has no task 9"),
+    "damaged picture": (
+        lambda root: edit_column(root, "observation.images.top", [{"bytes": b"x", "path": None}] * N),
+        "frame 0 of observation.images.top cannot be decoded",
+    ),
+    "tasks": (lambda root: (root / "meta/tasks.parquet").write_bytes(b"PAR1"), "is missing or damaged"),
     "quantiles": (stats(lambda s: s["action"].pop("q01")), "has no q01 for 'action'"),
     "nan": (lambda root: edit_column(root, "action", [[float("nan")] * 3] * N), "'action' is not finite"),
     "order": (lambda root: edit_column(root, "index", [*range(1, N + 1)]), "not the 15 of"),

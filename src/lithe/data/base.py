@@ -38,6 +38,19 @@ class Data(ABC):
         is repeated beyond its end; padded: bool [B,H], True for the repeats; task: list of B sentences.
         """
 
+    def vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All states float32 [N,S], all actions float32 [N,A], and one past the last frame of each one's episode [N].
+
+        Read through `samples`, pictures and all; a source that has the numbers apart should give them directly.
+        """
+        blocks = [np.arange(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
+        found = [self.samples(block, 2) for block in blocks]
+        state_NS, action_NA = (
+            np.concatenate([f["state"] for f in found]),
+            np.concatenate([f["action"] for f in found]),
+        )
+        return state_NS, action_NA[:, 0], stops(np.concatenate([f["padded"] for f in found])[:, 1])
+
 
 @lru_cache(maxsize=4)
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -54,6 +67,19 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     position_B = np.arange(step * batch_size, (step + 1) * batch_size)
     epoch_B, offset_B = position_B // n, position_B % n
     return np.concatenate([order(seed, int(e), n)[offset_B[epoch_B == e]] for e in np.unique(epoch_B)])
+
+
+def stops(last_N: np.ndarray) -> np.ndarray:
+    """For every frame, one past the last frame of its episode; `last_N` marks the last frames."""
+    ends_E = np.flatnonzero(last_N)
+    return (ends_E + 1)[np.searchsorted(ends_E, np.arange(len(last_N)))]
+
+
+def statistics(values_ND: np.ndarray) -> dict[str, np.ndarray]:
+    """The six statistics over the first axis, by the names of STATISTICS."""
+    quantiles = np.quantile(values_ND, (0.01, 0.99), axis=0)
+    found = (values_ND.mean(0), values_ND.std(0), values_ND.min(0), values_ND.max(0), *quantiles)
+    return {name: value.astype(np.float32) for name, value in zip(STATISTICS, found, strict=True)}
 
 
 def chunk_indices(start_B: np.ndarray, stop_B: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lithe.data.base import STATISTICS, Data, chunk_indices
+from lithe.data.base import Data, chunk_indices, statistics
 
 
 class FakeData(Data):
@@ -52,10 +52,3 @@ class FakeData(Data):
             "padded": padded_BH,
             "task": [self.tasks[e % 2] for e in episode_B],
         }
-
-
-def statistics(values_ND: np.ndarray) -> dict[str, np.ndarray]:
-    """The six statistics over the first axis, by the names of STATISTICS."""
-    quantiles = np.quantile(values_ND, (0.01, 0.99), axis=0)
-    found = (values_ND.mean(0), values_ND.std(0), values_ND.min(0), values_ND.max(0), *quantiles)
-    return {name: value.astype(np.float32) for name, value in zip(STATISTICS, found, strict=True)}

@@ -1,8 +1,9 @@
 """Any LeRobotDataset v3 as fast random access: numbers in memory, pictures decoded once (see _cache.py).
 
 LeRobot decodes on every access, 34-300 frames a second; training reads each frame many times, so here a batch is a few
-page-cache copies. The folder is read directly with pyarrow: LeRobot itself, whose import takes seconds, is needed only
-for a hub id and for video. Shapes: see data/base.py.
+page-cache copies. Folders are read with pyarrow, Pillow and PyAV, without LeRobot. A chunk of actions is as many frames
+as it has actions: data recorded at another rate than the policy acts at is not resampled (`lithe check` tells).
+Shapes: see data/base.py.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from lithe.data._cache import PREFIX, data_files, open_cache, read_table
-from lithe.data.base import STATISTICS, Data, chunk_indices
+from lithe.data._cache import PREFIX, data_files, open_cache, read_table, sentences
+from lithe.data.base import STATISTICS, Data, chunk_indices, stops
+from lithe.data.base import statistics as measured
 from lithe.registry import suggestion
 
 VECTORS = ("observation.state", "action")
+RELEASE = "v3.0"  # the tag under which LeRobot publishes data sets of this format
 
 
 class LeRobotData(Data):
-    """`root` is a dataset folder, `repo` a hub id (exactly one of them); `cameras` defaults to all of the dataset's.
+    """`root` is a dataset folder, `repo` a hub id (exactly one of them).
+
+    revision: branch, tag or commit of the repository; default: the newest in this format. cameras: the data set's own
+    names, default all of them. rename: {camera of the data set: name the policy knows it by}. statistics:
+    "stored" (meta/stats.json) or "computed" from all frames; stored quantiles are means over episodes, and narrower.
+    cache: where decoded pictures go, default beside the data.
 
     Raises ValueError, with the fix, for a folder that is not a v3 dataset, a missing feature, camera or statistic, an
     empty dataset, and NaN in state or action.
@@ -32,26 +40,43 @@ class LeRobotData(Data):
         *,
         root: str | Path | None = None,
         repo: str | None = None,
+        revision: str | None = None,
         cameras: tuple[str, ...] | list[str] | None = None,
+        rename: dict[str, str] | None = None,
+        statistics: str = "stored",
         cache: str | Path | None = None,
     ) -> None:
         if (root is None) == (repo is None):
             raise ValueError("give either root=<dataset folder> or repo=<hub id>, not both and not neither")
-        self.root = Path(root) if root is not None else _download(str(repo))
+        if revision and root is not None:
+            raise ValueError(f"a folder has no revisions: leave out revision={revision!r}, or give repo=<hub id>")
+        if statistics not in ("stored", "computed"):
+            raise ValueError(f"statistics is 'stored' or 'computed', not {statistics!r}")
+        self.root = Path(root) if root is not None else download(str(repo), revision)
         info = _info(self.root)
-        self.cameras = _cameras(info, cameras, self.root)
+        chosen = _cameras(info, cameras, self.root)
+        names = _renamed(chosen, rename or {}, self.root)
+        self.cameras = tuple(names.values())
         self.fps = float(info["fps"])
-        self.stats = _stats(self.root)
+        self.action_names = names_of(info["features"]["action"])
         numbers = _numbers(self.root, info["total_frames"])
+        stored = statistics == "stored"
+        self.stats = _stats(self.root) if stored else {key: measured(numbers[key]) for key in VECTORS}
         self._state_NS, self._action_NA = numbers["observation.state"], numbers["action"]
         self.state_dim, self.action_dim = self._state_NS.shape[1], self._action_NA.shape[1]
-        sentences = read_table(sorted((self.root / "meta").glob("tasks.parquet")), ["task_index", "task"])
-        self._sentences = dict(zip(sentences["task_index"].to_pylist(), sentences["task"].to_pylist(), strict=True))
+        self._sentences = sentences(self.root)
         self.tasks = tuple(sorted(set(self._sentences.values())))
         self._task_N = numbers["task_index"]
-        self._stop_N = _stops(numbers["episode_index"])
+        unknown = sorted(set(self._task_N.tolist()) - self._sentences.keys())
+        if unknown:
+            raise ValueError(
+                f"{self.root}: meta/tasks.parquet has no task {unknown[0]}, which data/ uses; add its sentence"
+            )
+        episode_N = numbers["episode_index"]
+        self._stop_N = stops(np.diff(episode_N, append=episode_N[-1] + 1) != 0)
         folder = Path(cache) if cache else self.root / ".lithe_cache"
-        self._images = open_cache(self.root, info, self.cameras, folder)
+        decoded = open_cache(self.root, info, chosen, folder)
+        self._images = {names[camera]: pictures for camera, pictures in decoded.items()}
 
     def __len__(self) -> int:
         return len(self._state_NS)
@@ -67,13 +92,28 @@ class LeRobotData(Data):
             "task": [self._sentences[t] for t in self._task_N[indices_B].tolist()],
         }
 
+    def vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._state_NS, self._action_NA, self._stop_N
 
-def _download(repo: str) -> Path:
+
+def download(repo: str, revision: str | None = None) -> Path:
+    """The folder of a data set from the hub, fetched if it is not there yet. Raises ValueError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RevisionNotFoundError
+
     try:
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    except ImportError as error:
-        raise ValueError(f"fetching {repo!r} needs LeRobot: pip install 'lithe[lerobot]'") from error
-    return Path(LeRobotDataset(repo, video_backend="pyav").root)
+        try:
+            return Path(snapshot_download(repo, repo_type="dataset", revision=revision or RELEASE))
+        except RevisionNotFoundError:
+            if revision:
+                raise
+            return Path(snapshot_download(repo, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
+        at = f" at revision {revision!r}" if revision else ""
+        fix = "check its name, `hf auth login` for a private one, and the network, or give root=<folder>"
+        raise ValueError(
+            f"the data set {repo!r}{at} could not be fetched ({str(error).splitlines()[0]}): {fix}"
+        ) from error
 
 
 def _info(root: Path) -> dict[str, Any]:
@@ -94,9 +134,19 @@ def _info(root: Path) -> dict[str, Any]:
     return info
 
 
+def camera_names(info: dict[str, Any]) -> tuple[str, ...]:
+    """Every colour camera of a data set; its name is the feature's without the usual prefix."""
+    pictures = [key for key, about in info["features"].items() if about["dtype"] in ("image", "video")]
+    return tuple(key.removeprefix(PREFIX) for key in pictures if not _is_depth(info["features"][key]))
+
+
+def _is_depth(about: dict[str, Any]) -> bool:
+    told = {**(about.get("video_info") or {}), **(about.get("info") or {})}
+    return bool(told.get("is_depth_map") or told.get("video.is_depth_map"))
+
+
 def _cameras(info: dict[str, Any], wanted: tuple[str, ...] | list[str] | None, root: Path) -> tuple[str, ...]:
-    pictures = [k for k, f in info["features"].items() if k.startswith(PREFIX) and f["dtype"] in ("image", "video")]
-    known = tuple(key.removeprefix(PREFIX) for key in pictures)
+    known = camera_names(info)
     there = ", ".join(known) or "none"
     for camera in wanted or ():
         if camera not in known:
@@ -107,13 +157,33 @@ def _cameras(info: dict[str, Any], wanted: tuple[str, ...] | list[str] | None, r
     return chosen
 
 
+def _renamed(chosen: tuple[str, ...], rename: dict[str, str], root: Path) -> dict[str, str]:
+    """The name outside of every chosen camera."""
+    for camera in rename:
+        if camera not in chosen:
+            there = ", ".join(chosen)
+            raise ValueError(f"{root} has no camera {camera!r} to rename{suggestion(camera, chosen)}; it has {there}")
+    names = {camera: rename.get(camera, camera) for camera in chosen}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"two cameras of {root} would be called the same: {', '.join(names.values())}; change rename")
+    return names
+
+
+def names_of(about: dict[str, Any]) -> tuple[str, ...]:
+    """What a feature's dimensions are called, () where the data set does not say."""
+    names = about.get("names") or []
+    if isinstance(names, dict):  # {"motors": [...]}, {"axes": [...]}
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+    return tuple(str(name) for name in names) if [len(names)] == list(about.get("shape") or ()) else ()
+
+
 def _stats(root: Path) -> dict[str, dict[str, np.ndarray]]:
     path = root / "meta" / "stats.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     for key in VECTORS:
         missing = [name for name in STATISTICS if name not in stored.get(key, {})]
         if missing:
-            fix = "run lerobot's augment_dataset_quantile_stats on it"
+            fix = "run lerobot's augment_dataset_quantile_stats on it, or give statistics=computed"
             raise ValueError(f"{path} has no {', '.join(missing)} for {key!r}; {fix}")
     return {key: {n: np.asarray(stored[key][n], dtype=np.float32) for n in STATISTICS} for key in VECTORS}
 
@@ -122,7 +192,7 @@ def _numbers(root: Path, total: int) -> dict[str, np.ndarray]:
     """All columns without pictures as arrays [N, ...], in the order of the column `index`."""
     counters = ("index", "episode_index", "task_index")
     table = read_table(data_files(root), [*VECTORS, *counters])
-    found = {key: np.stack(table[key].to_numpy()).astype(np.float32) for key in VECTORS}
+    found = {key: vectors(table[key], f"{root}: {key!r}") for key in VECTORS}
     found |= {key: table[key].to_numpy() for key in counters}
     for key in VECTORS:
         bad = np.flatnonzero(~np.isfinite(found[key]).all(axis=1))
@@ -135,7 +205,17 @@ def _numbers(root: Path, total: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _stops(episode_N: np.ndarray) -> np.ndarray:
-    """For every frame, one past the last frame of its episode."""
-    last_E = np.flatnonzero(np.diff(episode_N, append=episode_N[-1] + 1))
-    return (last_E + 1)[np.searchsorted(last_E, np.arange(len(episode_N)))]
+def vectors(column: Any, what: str) -> np.ndarray:
+    """A column of numbers, or of equally long lists of them, as float32 [N, width]. ValueError where it is neither."""
+    import pyarrow.compute as compute
+    import pyarrow.types as kinds
+
+    if column.null_count:
+        raise ValueError(f"{what} is missing in {column.null_count} frames; remove those episodes")
+    if kinds.is_nested(column.type):
+        widths = compute.unique(compute.list_value_length(column)).to_pylist()
+        if len(widths) > 1:
+            raise ValueError(f"{what} has {min(widths)} to {max(widths)} numbers a frame; record it with one width")
+        column = compute.list_flatten(column, recursive=True)
+        return column.to_numpy().astype(np.float32).reshape(-1, widths[0] if widths else 1)
+    return column.to_numpy().astype(np.float32)[:, None]

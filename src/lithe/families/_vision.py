@@ -62,21 +62,51 @@ class Vision(nn.Module):
 
 
 def to_unit(images_BVCYX: Tensor) -> Tensor:
-    """uint8 pixels to floats in [-1, 1]."""
+    """Pixels to floats in [-1, 1]: from uint8, or from floats in [0, 1] (LeRobot's convention)."""
+    if images_BVCYX.is_floating_point():
+        return images_BVCYX * 2.0 - 1.0
     return images_BVCYX.float() / 127.5 - 1.0
 
 
-def resize_with_pad(images_BCYX: Tensor, side: int) -> Tensor:
-    """Fit into a square without changing proportions, black bars around; uint8 in and out, unchanged if it fits."""
-    height, width = images_BCYX.shape[-2:]
-    if (height, width) == (side, side):
+def prepare(images_BCYX: Tensor, side: int, convention: str) -> Tensor:
+    """uint8 images fitted into a square: uint8 pixels, or floats in [0, 1] in LeRobot's convention."""
+    if convention == "lerobot":
+        return resize_in_unit(images_BCYX, side)
+    return resize_with_pad(images_BCYX, side, smooth=convention == "openpi")
+
+
+def resize_with_pad(images_BCYX: Tensor, side: int, smooth: bool = False) -> Tensor:
+    """Fit into a square without changing proportions, black bars around; uint8 in and out, unchanged if it fits.
+
+    smooth: average over the pixels that shrink into one, as Pillow and therefore openpi do.
+    """
+    if images_BCYX.shape[-2:] == (side, side):
         return images_BCYX
+    inner, bars = _fit(images_BCYX, side)
+    if smooth:  # the kernel for whole numbers is Pillow's own arithmetic
+        small = F.interpolate(images_BCYX, size=inner, mode="bilinear", antialias=True)
+    else:
+        small = F.interpolate(images_BCYX.float(), size=inner, mode="bilinear", align_corners=False)
+        small = small.round().clamp(0, 255).to(torch.uint8)
+    return F.pad(small, bars)
+
+
+def resize_in_unit(images_BCYX: Tensor, side: int) -> Tensor:
+    """LeRobot's order: uint8 to floats in [0, 1] first, then fit into a square with black bars, never rounding."""
+    unit = images_BCYX.contiguous().float() / 255
+    if unit.shape[-2:] == (side, side):
+        return unit
+    inner, bars = _fit(unit, side)
+    return F.pad(F.interpolate(unit, size=inner, mode="bilinear", align_corners=False).clamp(0.0, 1.0), bars)
+
+
+def _fit(images_BCYX: Tensor, side: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Rows and columns inside a square, and the bars left, right, above and below."""
+    height, width = images_BCYX.shape[-2:]
     ratio = max(height, width) / side
     inner = (int(height / ratio), int(width / ratio))
-    small = F.interpolate(images_BCYX.float(), size=inner, mode="bilinear", align_corners=False)
-    small = small.round().clamp(0, 255).to(torch.uint8)
     top, left = (side - inner[0]) // 2, (side - inner[1]) // 2
-    return F.pad(small, (left, side - inner[1] - left, top, side - inner[0] - top))
+    return inner, (left, side - inner[1] - left, top, side - inner[0] - top)
 
 
 def random_shift(images_BVCYX: Tensor, pixels: int, generator: torch.Generator) -> Tensor:

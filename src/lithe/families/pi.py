@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lithe.families import _cost, _flow, _prompt, _vision
+from lithe import checkpoint, source
+from lithe.families import _cost, _flow, _lerobot, _openpi, _pi_names, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
 from lithe.families.base import Family
 from lithe.recipe import strict
@@ -57,6 +58,9 @@ class PiConfig:
     state_in_prompt: bool = True  # pi05 only
     real_dims_only: bool = False  # leave padded action dimensions out of the losses
     shift: int = 0  # augmentation: random shift in pixels
+    convention: str = "lithe"  # whose preprocessing: images, prompt and long prompts; see _prompt.CONVENTIONS
+    shortest_period: float = 4e-3  # of the time embedding
+    longest_period: float = 4.0
 
     @staticmethod
     def parse(data: dict[str, Any]) -> PiConfig:
@@ -64,6 +68,11 @@ class PiConfig:
         config: PiConfig = strict(PiConfig, data, "pi")
         if config.variant not in ("pi0", "pi05"):
             raise ValueError(f"pi: variant must be 'pi0' or 'pi05', not {config.variant!r}")
+        if config.convention not in _prompt.CONVENTIONS:
+            known = ", ".join(_prompt.CONVENTIONS)
+            raise ValueError(f"pi: convention must be one of {known}, not {config.convention!r}")
+        if not 0 < config.shortest_period < config.longest_period:
+            raise ValueError("pi: the periods of the time embedding must be positive, the longest the larger one")
         parts = {part: asdict(getattr(config, part)) for part in ("trunk", "expert", "vision")}
         inner = {f"{part}.{key}": value for part, sizes in parts.items() for key, value in sizes.items()}
         for key, value in {**asdict(config), **inner}.items():
@@ -111,6 +120,7 @@ class Pi(Family):
         Stack("trunk", ("trunk.layers", "expert.layers"), ("config.depth",), index="index"),
     )
     vision_prefixes: ClassVar[tuple[str, ...]] = ("vision.",)
+    lerobot_types: ClassVar[tuple[str, ...]] = ("pi0", "pi05")
 
     def __init__(self, config: PiConfig):
         super().__init__()
@@ -154,6 +164,32 @@ class Pi(Family):
             raise ValueError(f"{folder / TOKENIZER} cannot be read ({error}): fetch the policy again") from error
         return model
 
+    @classmethod
+    def from_lerobot(cls, policy: _lerobot.PolicyFolder) -> Pi:
+        """The policy of a LeRobot folder, in float32. Raises ValueError for one that would act differently here."""
+        config = _pi_names.settings(policy, source.shapes(policy.folder))
+        modes = {"observation.state": policy.modes["STATE"].lower(), "action": policy.modes["ACTION"].lower()}
+        normalizer = _prompt.Normalizer(modes, policy.stats, "lerobot")
+        return cls._filled(config, policy.folder, normalizer, policy.tokenizer)
+
+    @classmethod
+    def from_openpi(cls, folder: str | Path, **settings: Any) -> Pi:
+        """The policy of an openpi PyTorch checkpoint, in float32. Raises ValueError for what the folder leaves open.
+
+        settings: horizon (openpi's action_horizon), replan, asset (whose statistics), cameras (the observation's names
+        for base, left and right wrist), state_in_prompt (pi05's discrete_state_input; its LIBERO models have False).
+        """
+        return cls._filled(*_openpi.read(Path(folder), **settings))
+
+    @classmethod
+    def _filled(cls, config: dict[str, Any], folder: Path, normalizer: _prompt.Normalizer, tokenizer: Tokenizer) -> Pi:
+        with torch.device("meta"):
+            model = cls(PiConfig.parse(config))
+        names = _pi_names.names(model.state_dict(), model.config.variant, source.shapes(folder))
+        checkpoint.fill(model, _lerobot.tensors(folder, names), str(folder), torch.float32)
+        model.normalizer, model.tokenizer = normalizer, tokenizer
+        return model.eval()
+
     def describe(self) -> dict[str, Any]:
         return {**asdict(self.config), "depth": self.uncut_depth}
 
@@ -173,14 +209,18 @@ class Pi(Family):
                 f"the policy looks through camera {missing[0]!r}, which the data set does not have (it has "
                 f"{', '.join(cameras)}): record it, or set teacher.cameras in the recipe"
             )
-        normalizer = _prompt.Normalizer("quantiles" if self.config.variant == "pi05" else "mean_std", stats)
+        mode: Any = "quantiles" if self.config.variant == "pi05" else "mean_std"
+        if self.normalizer is not None:  # a loaded policy keeps the maps that it was trained with
+            mode = self.normalizer.modes
+        normalizer = _prompt.Normalizer(mode, stats, self.config.convention)
         widths = {"observation.state": self.config.width_state, "action": self.config.width_action}
-        for feature, width in widths.items():
-            size = len(normalizer.affine(feature)[0])
-            if size > width:
-                raise ValueError(f"{feature} has {size} dimensions in the data, the model takes at most {width}")
-        self.config.state_dim = len(normalizer.affine("observation.state")[0])
-        self.config.action_dim = len(normalizer.affine("action")[0])
+        sizes = {feature: normalizer.size(feature) or np.size(stats[feature]["mean"]) for feature in widths}
+        for feature, size in sizes.items():
+            if size > widths[feature]:
+                raise ValueError(
+                    f"{feature} has {size} dimensions in the data, the model takes at most {widths[feature]}"
+                )
+        self.config.state_dim, self.config.action_dim = sizes["observation.state"], sizes["action"]
         self.normalizer = normalizer
         self.tokenizer = self.tokenizer or _prompt.word_tokenizer(texts, self.config.vocabulary)
 
@@ -193,13 +233,17 @@ class Pi(Family):
             raw = samples["images"].get(camera)
             if raw is None:  # a camera that does not exist is masked, never guessed
                 raw = np.zeros((len(samples["task"]), c.vision.image, c.vision.image, 3), np.uint8)
-            images.append(_vision.resize_with_pad(torch.from_numpy(raw).permute(0, 3, 1, 2), c.vision.image))
+            images.append(_vision.prepare(torch.from_numpy(raw).permute(0, 3, 1, 2), c.vision.image, c.convention))
         if not any(live):
             raise ValueError(f"none of the policy's cameras ({', '.join(c.cameras)}) is in the observation")
         state = normalizer.encode("observation.state", samples["state"])
         in_prompt = state if c.variant == "pi05" and c.state_in_prompt else [None] * len(state)
-        prompts = [_prompt.prompt(text, s) for text, s in zip(samples["task"], in_prompt, strict=True)]
-        ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text)
+        prompts = [_prompt.prompt(text, s, c.convention) for text, s in zip(samples["task"], in_prompt, strict=True)]
+        ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text, cut=c.convention != "lithe")
+        if ids.max() >= c.vocabulary:  # not asked of the tokenizer: PaliGemma's has words that pi cannot embed
+            raise ValueError(
+                f"a word of the prompt has number {ids.max()}, the model knows {c.vocabulary}: rephrase it"
+            )
         actions = samples.get("action")
         if actions is not None:
             actions = _pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
@@ -236,15 +280,16 @@ class Pi(Family):
         )
 
     def actions(self, actions_BHA: Tensor) -> Tensor:
-        offset, scale = (torch.from_numpy(x) for x in self._fitted().affine("action"))
-        return actions_BHA[..., : self.config.action_dim].float().cpu() * scale + offset
+        real = actions_BHA[..., : self.config.action_dim].detach().float().cpu().numpy()
+        return torch.from_numpy(self._fitted().decode("action", real))
 
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
         c, g = self.config, generator or torch.Generator().manual_seed(0)
         pixels = (batch, len(c.cameras), 3, c.vision.image, c.vision.image)
         lengths = torch.randint(c.text // 2, c.text + 1, (batch, 1), generator=g)
+        images = torch.randint(0, 256, pixels, generator=g, dtype=torch.uint8)
         return Batch(
-            images_BVCYX=torch.randint(0, 256, pixels, generator=g, dtype=torch.uint8),
+            images_BVCYX=images / 255 if c.convention == "lerobot" else images,
             live_BV=torch.ones(batch, len(c.cameras), dtype=torch.bool),
             tokens_BT=torch.randint(0, c.vocabulary, (batch, c.text), generator=g),
             text_BT=torch.arange(c.text) < lengths,
@@ -339,7 +384,8 @@ class Pi(Family):
     def _embed_suffix(self, batch: Batch, x_BRHA: Tensor, time_BR: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """Suffix stream [B, R*queries, width], conditioning of the norms, and tokens per draw."""
         tokens = self.action_in(x_BRHA.to(self.embed.weight.dtype))
-        time = _flow.time_embedding(time_BR, self.config.expert.width).to(tokens.dtype)
+        periods = self.config.shortest_period, self.config.longest_period
+        time = _flow.time_embedding(time_BR, self.config.expert.width, *periods).to(tokens.dtype)
         if self.state_in is None:
             cond = F.silu(self.time_out(F.silu(self.time_in(time))))
             queries = tokens.shape[2]

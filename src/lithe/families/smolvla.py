@@ -1,0 +1,411 @@
+"""SmolVLA: SmolVLM2's vision tower and the first layers of its language model, and a small flow-matching expert.
+
+Expert layer l reads the keys and values of trunk layer l, so both stacks are one lockstep Stack; layers with causal
+self-attention alternate with layers that only cross-attend to the prefix (_smolvlm.py). The prefix is images, text and
+one state token, and never looks at the actions; therefore the trunk runs first, once per observation. So do the second
+key and value projections of the cross-attention layers, which LeRobot repeats at every denoise step. What comes after
+the last keys and values that anyone reads is not computed.
+
+Sources: arXiv 2506.01844; LeRobot's code for conventions (results differ by rounding alone). Shapes: types.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from lithe import checkpoint, source
+from lithe.families import _cost, _flow, _lerobot, _prompt, _smolvla_names, _smolvlm, _vision
+from lithe.families._attention import KeyValue
+from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
+from lithe.families.base import Family
+from lithe.registry import suggestion
+from lithe.surgery import Stack
+from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
+
+NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the expert reads at every denoise step, made once an observation: per layer keys and values, or None."""
+
+    caches: list[KeyValue | None]
+    suffix: _smolvlm.Suffix
+
+
+class SmolVLA(Family):
+    """SmolVLA policy with its preprocessing. Build it with `fresh`, or load one with `lithe.load`."""
+
+    name: ClassVar[str] = "smolvla"
+    presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
+    lerobot_types: ClassVar[tuple[str, ...]] = ("smolvla",)
+    stacks: ClassVar[tuple[Stack, ...]] = (
+        Stack("trunk", ("trunk.layers", "expert.layers"), ("config.depth",), index="index"),
+    )
+    vision_prefixes: ClassVar[tuple[str, ...]] = ("vision.",)
+
+    def __init__(self, config: SmolVLAConfig):
+        super().__init__()
+        c = self.config = config
+        self.history, self.uncut_depth = [], c.depth
+        self.normalizer: _prompt.Normalizer | None = None
+        self.tokenizer: Tokenizer | None = None
+        kinds = _smolvlm.kinds(c.depth, c.self_attention_every, c.expert_every)
+        trunk = [_smolvlm.TrunkLayer(c.trunk, i, c.eps) for i in range(c.depth)]
+        expert = [_smolvlm.expert_layer(kind, c.expert, i, c.eps) for i, kind in enumerate(kinds)]
+        self.vision = _smolvlm.Vision(c.vision, c.trunk.width)
+        self.embed = nn.Embedding(c.vocabulary, c.trunk.width)
+        self.trunk = _smolvlm.Stream(trunk, c.trunk.width, c.eps)
+        self.expert = _smolvlm.Stream(expert, c.expert.width, c.eps)
+        self.state_in = nn.Linear(c.width_state, c.trunk.width)
+        self.action_in = nn.Linear(c.width_action, c.expert.width)
+        self.action_out = nn.Linear(c.expert.width, c.width_action)
+        self.time_in = nn.Linear(2 * c.expert.width, c.expert.width)
+        self.time_out = nn.Linear(c.expert.width, c.expert.width)
+
+    # -- making, describing ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fresh(cls, preset: str, seed: int = 0, **overrides: Any) -> SmolVLA:
+        if preset not in PRESETS:
+            raise ValueError(
+                f"smolvla has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}"
+            )
+        config = SmolVLAConfig.parse({**asdict(PRESETS[preset]), **overrides})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config)
+            nn.init.normal_(model.embed.weight, std=config.trunk.width**-0.5)
+        return model
+
+    @classmethod
+    def blank(cls, config: dict[str, Any], folder: Path) -> SmolVLA:
+        model = cls(SmolVLAConfig.parse(config))
+        model.normalizer = _prompt.Normalizer.load(folder / NORMALIZER)
+        try:
+            model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ValueError(f"{folder / TOKENIZER} cannot be read ({error}): fetch the policy again") from error
+        return model
+
+    @classmethod
+    def from_lerobot(cls, policy: _lerobot.PolicyFolder) -> SmolVLA:
+        """The policy of a LeRobot folder, in float32 (also where LeRobot itself runs the VLM in bfloat16).
+
+        Raises ValueError for one that would act differently here.
+        """
+        shapes = source.shapes(policy.folder)
+        config = SmolVLAConfig.parse(_smolvla_names.settings(policy, shapes))
+        words = policy.tokenizer.get_vocab_size()
+        if words > config.vocabulary:
+            raise ValueError(f"{policy.folder}: the tokenizer knows {words} words, the model {config.vocabulary}")
+        with torch.device("meta"):
+            model = cls(config)
+        names = _smolvla_names.names(shapes, model.state_dict(), config.expert_every)
+        weights = _lerobot.tensors(policy.folder, names)
+        for key in [key for key in weights if key.endswith(_smolvla_names.PLACES)]:
+            across = config.vision.image // config.vision.patch
+            weights[key] = _smolvla_names.place_patches(weights[key], across)
+        checkpoint.fill(model, weights, str(policy.folder), torch.float32)
+        modes = {"observation.state": policy.modes["STATE"].lower(), "action": policy.modes["ACTION"].lower()}
+        model.normalizer = _prompt.Normalizer(modes, policy.stats, config.convention)
+        model.tokenizer = policy.tokenizer
+        return model.eval()
+
+    def describe(self) -> dict[str, Any]:
+        return {**asdict(self.config), "depth": self.uncut_depth}
+
+    def save_extras(self, folder: Path) -> None:
+        self._fitted().save(folder / NORMALIZER)
+        self._tokenizer().save(str(folder / TOKENIZER))
+
+    @property
+    def spec(self) -> Spec:
+        c = self.config
+        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan, c.steps)
+
+    def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
+        missing = [camera for camera in self.config.cameras if camera not in cameras]
+        if missing:
+            raise ValueError(
+                f"the policy looks through camera {missing[0]!r}, which the data set does not have (it has "
+                f"{', '.join(cameras)}): record it, or set teacher.cameras in the recipe"
+            )
+        # a loaded policy keeps the maps that it was trained with
+        mode: Any = "mean_std" if self.normalizer is None else self.normalizer.modes
+        normalizer = _prompt.Normalizer(mode, stats, self.config.convention)
+        widths = {"observation.state": self.config.width_state, "action": self.config.width_action}
+        sizes = {feature: normalizer.size(feature) or np.size(stats[feature]["mean"]) for feature in widths}
+        for feature, size in sizes.items():
+            if size > widths[feature]:
+                raise ValueError(
+                    f"{feature} has {size} dimensions in the data, the model takes at most {widths[feature]}"
+                )
+        self.config.state_dim, self.config.action_dim = sizes["observation.state"], sizes["action"]
+        self.normalizer = normalizer
+        self.tokenizer = self.tokenizer or _prompt.word_tokenizer(texts, self.config.vocabulary)
+
+    def _fitted(self) -> _prompt.Normalizer:
+        if self.normalizer is None:
+            raise ValueError(
+                "this policy has random weights and no statistics yet: train it, or call fit_to(stats, ...)"
+            )
+        return self.normalizer
+
+    def _tokenizer(self) -> Tokenizer:
+        self._fitted()
+        assert self.tokenizer is not None
+        return self.tokenizer
+
+    # -- data in and out ---------------------------------------------------------------------------------------------
+
+    def batch(self, samples: dict[str, Any]) -> Batch:
+        c, normalizer = self.config, self._fitted()
+        images, live = self._images(samples["images"])
+        state = normalizer.encode("observation.state", samples["state"])
+        prompts = [_prompt.prompt(task, None, c.convention) for task in samples["task"]]
+        ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text, cut=c.convention == "lerobot")
+        if c.pad_text == "longest":
+            longest = max(1, int(valid.sum(axis=1).max()))
+            ids, valid = ids[:, :longest], valid[:, :longest]
+        actions = samples.get("action")
+        if actions is not None:
+            actions = _pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
+        return Batch(
+            images_BVCYX=images,
+            live_BV=torch.tensor(live).expand(len(ids), -1),
+            tokens_BT=torch.from_numpy(ids),
+            text_BT=torch.from_numpy(valid),
+            state_BS=_pad(torch.from_numpy(state), c.width_state),
+            actions_BHA=actions,
+        )
+
+    def _images(self, images: dict[str, np.ndarray]) -> tuple[Tensor, list[bool]]:
+        """Pictures of the cameras that are there, and which views are real.
+
+        As they came where all have one size, so that they travel small and are fitted on the device; else fitted here.
+        A camera that is not there is left out: masked tokens change nothing, but the marks of an empty camera do.
+        """
+        c = self.config
+        shown = [torch.from_numpy(images[name]).permute(0, 3, 1, 2) for name in c.cameras if name in images]
+        if not shown:
+            raise ValueError(f"none of the policy's cameras ({', '.join(c.cameras)}) is in the observation")
+        if len({picture.shape for picture in shown}) > 1:
+            shown = [_smolvlm.square(picture, c.vision.image) for picture in shown]
+        live = [True] * len(shown)
+        if c.image_marks is not None:
+            shown += [torch.zeros_like(shown[0])] * c.empty_cameras
+            live += [False] * c.empty_cameras
+        return torch.stack(shown, dim=1), live
+
+    def observe(self, observations: Sequence[Observation]) -> Batch:
+        key = "observation.images."
+        cameras = [name[len(key) :] for name in observations[0] if name.startswith(key)]
+        return self.batch(
+            {
+                "images": {camera: np.stack([o[key + camera] for o in observations]) for camera in cameras},
+                "state": np.stack([o["observation.state"] for o in observations]).astype(np.float32),
+                "task": [o["task"] for o in observations],
+            }
+        )
+
+    def actions(self, actions_BHA: Tensor) -> Tensor:
+        real = actions_BHA[..., : self.config.action_dim].detach().float().cpu().numpy()
+        return torch.from_numpy(self._fitted().decode("action", real))
+
+    def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
+        c, g = self.config, generator or torch.Generator().manual_seed(0)
+        views = len(c.cameras) + (c.empty_cameras if c.image_marks is not None else 0)
+        pixels = (batch, views, 3, c.vision.image, c.vision.image)
+        lengths = torch.randint(c.text // 2, c.text + 1, (batch, 1), generator=g)
+        return Batch(
+            images_BVCYX=torch.randint(0, 256, pixels, generator=g, dtype=torch.uint8),
+            live_BV=(torch.arange(views) < len(c.cameras)).expand(batch, -1),
+            tokens_BT=torch.randint(0, c.vocabulary, (batch, c.text), generator=g),
+            text_BT=torch.arange(c.text) < lengths,
+            state_BS=torch.rand(batch, c.width_state, generator=g) * 2 - 1,
+            actions_BHA=torch.rand(batch, c.horizon, c.width_action, generator=g) * 2 - 1,
+        )
+
+    def draw(self, batch: Batch, generator: torch.Generator, draws: int = 1, augment: bool = True) -> Draw:
+        assert batch.actions_BHA is not None, "a training batch needs actions"
+        view, actions = self._view(batch), batch.actions_BHA
+        if augment and self.config.shift:
+            view = _vision.random_shift(view, self.config.shift, generator)
+        shape = (len(actions), draws, *actions.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(actions.device)
+        time = _flow.sample_time(shape[:2], generator).to(actions.device)
+        return Draw(view, noise, time)
+
+    def _view(self, batch: Batch) -> Tensor:
+        return _smolvlm.square(batch.images_BVCYX, self.config.vision.image) * 2.0 - 1.0
+
+    # -- computing ---------------------------------------------------------------------------------------------------
+
+    def see(self, view_BVCYX: Tensor) -> Tensor:
+        return self.vision(view_BVCYX.to(self.embed.weight.dtype))
+
+    def forward(self, batch: Batch, draw: Draw, taps: Sequence[Tap] = (), route: Route | None = None) -> Out:
+        assert batch.actions_BHA is not None, "a training batch needs actions"
+        x, target = _flow.interpolate(batch.actions_BHA[:, None], draw.noise_BRHA, draw.time_BR)
+        seen: dict[Tap, Tensor] = {}
+        self._check_taps(taps)
+        image = self.see(draw.view_BVCYX) if draw.features_BND is None else draw.features_BND
+        stream, valid = self._embed_prefix(batch, image)
+        read = self._run_trunk(stream, valid, x.shape[1], route, taps, seen)
+        pred = self._velocity(x, draw.time_BR, read, route, taps, seen)
+        return Out(pred.float(), target, valid, seen)
+
+    def _check_taps(self, taps: Sequence[Tap]) -> None:
+        has = [i for i, layer in enumerate(self.expert.layers) if not isinstance(layer, _smolvlm.Absent)]
+        for tap in taps:
+            if tap.kind == "attention" and tap.layer not in has:
+                raise ValueError(
+                    f"the expert has no layer {tap.layer} whose attention could be seen: choose from {has}"
+                )
+
+    def _embed_prefix(self, batch: Batch, image_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix stream [B, N, D] and its validity [B, N]: images with their marks, text, state."""
+        c, table = self.config, self.embed.weight
+        scale = math.sqrt(c.trunk.width)
+        text = self.embed(batch.tokens_BT) * scale
+        image = (image_BND * scale).to(text.dtype).unflatten(1, (batch.live_BV.shape[1], -1))
+        live = batch.live_BV[:, :, None].expand(image.shape[:3])
+        if c.image_marks is not None:  # not scaled, and visible even around a camera that is not
+            fence, start = c.image_marks
+            around = (torch.stack([table[fence], table[start]]), table[fence][None])
+            before, behind = (mark.to(text.dtype).expand(*image.shape[:2], -1, -1) for mark in around)
+            image, live = torch.cat([before, image, behind], dim=2), F.pad(live, (2, 1), value=True)
+        state = self.state_in(batch.state_BS.to(table.dtype))[:, None].to(text.dtype)
+        valid = torch.cat([live.flatten(1), F.pad(batch.text_BT, (0, 1), value=True)], dim=1)
+        return torch.cat([image.flatten(1, 2), text, state], dim=1), valid
+
+    def _run_trunk(
+        self, x: Tensor, valid: Tensor, draws: int, route: Route | None, taps: Sequence[Tap], seen: dict[Tap, Tensor]
+    ) -> Read:
+        """What every expert layer that runs reads. A trunk layer does no more than its keys and values when nothing
+        reads its stream, and nothing at all when nobody reads those either."""
+        c = self.config
+        rotation, mask = _smolvlm.rope(valid.cumsum(1) - 1, c.trunk.head_dim), _smolvlm.prefix_mask(valid)
+        running = _running(route, c.depth)
+        wanted = [runs and not isinstance(e, _smolvlm.Absent) for runs, e in zip(running, self.expert.layers)]
+        end = max((i for i, wants in enumerate(wanted) if wants), default=0)
+        end = max([end, *(tap.layer for tap in taps if tap.kind == "prefix")])  # the stream is needed up to here
+        caches: list[KeyValue | None] = []
+        pairs: list[Any] = list(zip(self.trunk.layers, self.expert.layers, strict=True))
+        for i, (layer, expert) in enumerate(pairs):
+            _record(seen, taps, Tap("prefix", i), x)
+            own = None
+            if running[i] and i < end:
+                after, own = layer(x, rotation, mask)
+                x = _mix(x, after, route, i)
+            elif wanted[i]:
+                own = layer.prefix_only(x, rotation)
+            caches.append(expert.read(own) if wanted[i] else None)
+        _record(seen, taps, Tap("prefix", c.depth), x)
+        return Read(caches, _smolvlm.suffix_view(valid, c.horizon, draws, c.expert.head_dim))
+
+    def _velocity(
+        self,
+        x_BRHA: Tensor,
+        time_BR: Tensor,
+        read: Read,
+        route: Route | None = None,
+        taps: Sequence[Tap] = (),
+        seen: dict[Tap, Tensor] | None = None,
+    ) -> Tensor:
+        """Velocity [B, R, H, A] of R noisy chunks over one prefix."""
+        x = self._embed_suffix(x_BRHA, time_BR)
+        for i, (layer, cache) in enumerate(zip(self.expert.layers, read.caches, strict=True)):
+            _record(seen, taps, Tap("suffix", i), x)
+            if cache is None:
+                continue
+            after, scores = layer(x, read.suffix, cache, Tap("attention", i) in taps)
+            if scores is not None and seen is not None:
+                seen[Tap("attention", i)] = scores
+            x = _mix(x, after, route, i)
+        _record(seen, taps, Tap("suffix", self.config.depth), x)
+        return self.action_out(self.expert.norm(x)).unflatten(1, x_BRHA.shape[1:3])
+
+    def _embed_suffix(self, x_BRHA: Tensor, time_BR: Tensor) -> Tensor:
+        """Suffix stream [B, R*H, width]: every noisy action together with the flow time of its draw."""
+        c = self.config
+        tokens = self.action_in(x_BRHA.to(self.embed.weight.dtype))
+        time = _flow.time_embedding(time_BR, c.expert.width, c.shortest_period, c.longest_period).to(tokens.dtype)
+        joined = torch.cat([tokens, time[:, :, None].expand_as(tokens)], dim=-1)
+        return self.time_out(F.silu(self.time_in(joined))).flatten(1, 2)
+
+    def task_loss(self, out: Out) -> Tensor:
+        return self._distance(out.pred_BRHA, out.target_BRHA)
+
+    def imitation_loss(self, student: Out, teacher: Out) -> Tensor:
+        return self._distance(student.pred_BRHA, teacher.pred_BRHA)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Over real action dimensions: what the model says in padded ones is never trained."""
+        real = self.config.action_dim
+        return F.mse_loss(a[..., :real], b[..., :real])
+
+    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(batch, self.config.horizon, self.config.width_action, generator=generator)
+
+    @torch.no_grad()
+    def act(
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        steps: int | None = None,
+        route: Route | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> Tensor:
+        trace = trace or (lambda part: None)
+        image = self.see(self._view(batch))
+        trace("vision")
+        stream, valid = self._embed_prefix(batch, image)
+        read = self._run_trunk(stream, valid, 1, route, (), {})
+        trace("prefix")
+
+        def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
+            return self._velocity(x[:, None], time[:, None], read, route)[:, 0].float()
+
+        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps)
+        trace("denoise")
+        return chunk
+
+    def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
+        c = self.config
+        empty = c.empty_cameras if c.image_marks is not None else 0
+        return _cost.smolvla_cost(self, (views or len(c.cameras)) + empty, text or c.text, steps or c.steps)
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    return F.pad(x, (0, width - x.shape[-1]))
+
+
+def _running(route: Route | None, depth: int) -> tuple[bool, ...]:
+    running = (True,) * depth if route is None else route.run
+    if len(running) != depth:
+        raise ValueError(f"the route is for {len(running)} layers, the model has {depth}")
+    return running
+
+
+def _mix(before: Tensor, after: Tensor, route: Route | None, layer: int) -> Tensor:
+    """Soft routing: exact at share 0 and at share 1, in every dtype."""
+    if route is None or route.share_BL is None:
+        return after
+    return torch.lerp(before, after, route.share_BL[:, layer, None, None].to(after.dtype))
+
+
+def _record(seen: dict[Tap, Tensor] | None, taps: Sequence[Tap], tap: Tap, x: Tensor) -> None:
+    if seen is not None and tap in taps:
+        seen[tap] = x
