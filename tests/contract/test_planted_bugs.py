@@ -390,23 +390,23 @@ def mix_is_inexact_at_one(case, patch):
             return after
         return before + route.share_BL[:, layer, None, None].to(after.dtype) * (after - before)
 
-    patch.setattr(pi, "_mix", mix)
+    patch.setattr(pi, "mix", mix)
     return case
 
 
 @planted(checks.soft_and_hard_routes_are_exact, "is not the mix")
 def expert_ignores_the_share(case, patch):
-    sound, width = pi._mix, SOUND.teacher().config.expert.width
+    sound, width = pi.mix, SOUND.teacher().config.expert.width
     patch.setattr(
-        pi, "_mix", lambda before, after, *rest: after if after.shape[-1] == width else sound(before, after, *rest)
+        pi, "mix", lambda before, after, *rest: after if after.shape[-1] == width else sound(before, after, *rest)
     )
     return case
 
 
 @planted(checks.soft_and_hard_routes_are_exact, "is not skipping")
 def route_skips_the_wrong_layer(case, patch):
-    sound = pi._running
-    patch.setattr(pi, "_running", lambda route, depth: sound(route, depth)[::-1])
+    sound = pi.running
+    patch.setattr(pi, "running", lambda route, depth: sound(route, depth)[::-1])
     return case
 
 
@@ -445,7 +445,7 @@ def layers_are_masked_instead_of_skipped(case, patch):
 def keys_of_skipped_layers_are_still_computed(case, patch):
     def run_trunk(self, x, valid, route, taps, seen):
         caches = Pi._run_trunk(self, x, valid, None, taps, seen)
-        return [cache if runs else None for cache, runs in zip(caches, pi._running(route, self.config.depth))]
+        return [cache if runs else None for cache, runs in zip(caches, pi.running(route, self.config.depth))]
 
     return dataclasses.replace(case, family=family(_run_trunk=run_trunk))
 

@@ -27,13 +27,11 @@ from torch import Tensor, nn
 from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _openpi, _pi_names, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
-from lithe.families.base import Family
+from lithe.families._flow_family import FlowFamily, pad
+from lithe.families._routing import mix, record, running
 from lithe.recipe import strict
-from lithe.registry import suggestion
 from lithe.surgery import Stack
-from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
-
-NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
+from lithe.types import Batch, Cost, Draw, Out, Route, Tap
 
 
 @dataclass
@@ -111,7 +109,7 @@ _PICO = replace(
 PRESETS = {"full": PiConfig(), "mini": _MINI, "pico": _PICO}
 
 
-class Pi(Family):
+class Pi(FlowFamily):
     """pi0 / pi0.5 policy with its preprocessing. Build it with `fresh`, or load one with `lithe.load`."""
 
     name: ClassVar[str] = "pi"
@@ -121,13 +119,12 @@ class Pi(Family):
     )
     vision_prefixes: ClassVar[tuple[str, ...]] = ("vision.",)
     lerobot_types: ClassVar[tuple[str, ...]] = ("pi0", "pi05")
+    config_type: ClassVar[type] = PiConfig
+    sizes: ClassVar[dict[str, PiConfig]] = PRESETS
+    config: PiConfig
 
     def __init__(self, config: PiConfig):
-        super().__init__()
-        self.config, self.history = config, []
-        self.uncut_depth = config.depth
-        self.normalizer: _prompt.Normalizer | None = None
-        self.tokenizer: Tokenizer | None = None
+        super().__init__(config)
         width, adaptive = config.expert.width, config.variant == "pi05"
         self.vision = _vision.Vision(config.vision, config.trunk.width)
         self.embed = nn.Embedding(config.vocabulary, config.trunk.width)
@@ -140,29 +137,6 @@ class Pi(Family):
         self.state_in = None if adaptive else nn.Linear(config.width_state, width)
 
     # -- making, describing ------------------------------------------------------------------------------------------
-
-    @classmethod
-    def fresh(cls, preset: str, seed: int = 0, **overrides: Any) -> Pi:
-        if preset not in PRESETS:
-            raise ValueError(
-                f"pi has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}"
-            )
-        config = PiConfig.parse({**asdict(PRESETS[preset]), **overrides})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = cls(config)
-            nn.init.normal_(model.embed.weight, std=config.trunk.width**-0.5)
-        return model
-
-    @classmethod
-    def blank(cls, config: dict[str, Any], folder: Path) -> Pi:
-        model = cls(PiConfig.parse(config))
-        model.normalizer = _prompt.Normalizer.load(folder / NORMALIZER)
-        try:
-            model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise ValueError(f"{folder / TOKENIZER} cannot be read ({error}): fetch the policy again") from error
-        return model
 
     @classmethod
     def from_lerobot(cls, policy: _lerobot.PolicyFolder) -> Pi:
@@ -190,39 +164,13 @@ class Pi(Family):
         model.normalizer, model.tokenizer = normalizer, tokenizer
         return model.eval()
 
-    def describe(self) -> dict[str, Any]:
-        return {**asdict(self.config), "depth": self.uncut_depth}
-
-    def save_extras(self, folder: Path) -> None:
-        self._fitted().save(folder / NORMALIZER)
-        self._tokenizer().save(str(folder / TOKENIZER))
+    @property
+    def default_mode(self) -> str:
+        return "quantiles" if self.config.variant == "pi05" else "mean_std"
 
     @property
-    def spec(self) -> Spec:
-        c = self.config
-        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan, c.steps)
-
-    def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
-        missing = [camera for camera in self.config.cameras if camera not in cameras]
-        if missing:
-            raise ValueError(
-                f"the policy looks through camera {missing[0]!r}, which the data set does not have (it has "
-                f"{', '.join(cameras)}): record it, or set teacher.cameras in the recipe"
-            )
-        mode: Any = "quantiles" if self.config.variant == "pi05" else "mean_std"
-        if self.normalizer is not None:  # a loaded policy keeps the maps that it was trained with
-            mode = self.normalizer.modes
-        normalizer = _prompt.Normalizer(mode, stats, self.config.convention)
-        widths = {"observation.state": self.config.width_state, "action": self.config.width_action}
-        sizes = {feature: normalizer.size(feature) or np.size(stats[feature]["mean"]) for feature in widths}
-        for feature, size in sizes.items():
-            if size > widths[feature]:
-                raise ValueError(
-                    f"{feature} has {size} dimensions in the data, the model takes at most {widths[feature]}"
-                )
-        self.config.state_dim, self.config.action_dim = sizes["observation.state"], sizes["action"]
-        self.normalizer = normalizer
-        self.tokenizer = self.tokenizer or _prompt.word_tokenizer(texts, self.config.vocabulary)
+    def loss_dims(self) -> int:
+        return self.config.action_dim if self.config.real_dims_only else self.config.width_action
 
     # -- data in and out ---------------------------------------------------------------------------------------------
 
@@ -246,42 +194,15 @@ class Pi(Family):
             )
         actions = samples.get("action")
         if actions is not None:
-            actions = _pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
+            actions = pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
         return Batch(
             images_BVCYX=torch.stack(images, dim=1),
             live_BV=torch.tensor(live).expand(len(ids), -1),
             tokens_BT=torch.from_numpy(ids),
             text_BT=torch.from_numpy(valid),
-            state_BS=_pad(torch.from_numpy(state), c.width_state),
+            state_BS=pad(torch.from_numpy(state), c.width_state),
             actions_BHA=actions,
         )
-
-    def _tokenizer(self) -> Tokenizer:
-        self._fitted()
-        assert self.tokenizer is not None
-        return self.tokenizer
-
-    def _fitted(self) -> _prompt.Normalizer:
-        if self.normalizer is None:
-            raise ValueError(
-                "this policy has random weights and no statistics yet: train it, or call fit_to(stats, ...)"
-            )
-        return self.normalizer
-
-    def observe(self, observations: Sequence[Observation]) -> Batch:
-        key = "observation.images."
-        cameras = [name[len(key) :] for name in observations[0] if name.startswith(key)]
-        return self.batch(
-            {
-                "images": {camera: np.stack([o[key + camera] for o in observations]) for camera in cameras},
-                "state": np.stack([o["observation.state"] for o in observations]).astype(np.float32),
-                "task": [o["task"] for o in observations],
-            }
-        )
-
-    def actions(self, actions_BHA: Tensor) -> Tensor:
-        real = actions_BHA[..., : self.config.action_dim].detach().float().cpu().numpy()
-        return torch.from_numpy(self._fitted().decode("action", real))
 
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
         c, g = self.config, generator or torch.Generator().manual_seed(0)
@@ -335,21 +256,21 @@ class Pi(Family):
         rotation = rope((valid.cumsum(1) - 1), self.config.trunk.head_dim)
         mask = valid[:, None, None, :]
         caches: list[KeyValue | None] = []
-        running = _running(route, self.config.depth)
-        last = max((i for i, runs in enumerate(running) if runs), default=-1)
+        runs = running(route, self.config.depth)
+        last = max((i for i, wanted in enumerate(runs) if wanted), default=-1)
         wants_end = Tap("prefix", self.config.depth) in taps
         for i, layer in enumerate(self.trunk.layers):
-            _record(seen, taps, Tap("prefix", i), x)
-            if not running[i]:
+            record(seen, taps, Tap("prefix", i), x)
+            if not runs[i]:
                 caches.append(None)
             elif i == last and not wants_end and all(t.kind != "prefix" or t.layer <= i for t in taps):
                 assert isinstance(layer, GemmaLayer)
                 caches.append(layer.prefix_only(x, rotation))
             else:
                 after, cache, _ = layer(x, rotation, mask)
-                x = _mix(x, after, route, i)
+                x = mix(x, after, route, i)
                 caches.append(cache)
-        _record(seen, taps, Tap("prefix", self.config.depth), x)
+        record(seen, taps, Tap("prefix", self.config.depth), x)
         return caches
 
     def _velocity(
@@ -369,15 +290,15 @@ class Pi(Family):
         rotation = self._suffix_rope(valid, queries, draws)
         mask = block_mask(valid, queries, draws, private_first=self.config.variant == "pi0")
         for i, (layer, cache) in enumerate(zip(self.expert.layers, caches, strict=True)):
-            _record(seen, taps, Tap("suffix", i), x)
+            record(seen, taps, Tap("suffix", i), x)
             if cache is None:
                 continue
             wanted = Tap("attention", i) in taps
             after, _, scores = layer(x, rotation, mask, cond, cache, scores=wanted)
             if wanted:
                 seen[Tap("attention", i)] = self._action_rows(scores, queries, draws, horizon)  # type: ignore[index]
-            x = _mix(x, after, route, i)
-        _record(seen, taps, Tap("suffix", self.config.depth), x)
+            x = mix(x, after, route, i)
+        record(seen, taps, Tap("suffix", self.config.depth), x)
         x = self.expert.norm(x, cond)[0].unflatten(1, (draws, queries))[:, :, -horizon:]
         return self.action_out(x.contiguous())  # of a strided input, frozen and trained weights give other last bits
 
@@ -407,19 +328,6 @@ class Pi(Family):
         """Only the rows of action tokens: pi0's state token is not an action query."""
         return scores.unflatten(2, (draws, queries))[:, :, :, -horizon:].flatten(2, 3)
 
-    def task_loss(self, out: Out) -> Tensor:
-        return self._distance(out.pred_BRHA, out.target_BRHA)
-
-    def imitation_loss(self, student: Out, teacher: Out) -> Tensor:
-        return self._distance(student.pred_BRHA, teacher.pred_BRHA)
-
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        dims = self.config.action_dim if self.config.real_dims_only else self.config.width_action
-        return F.mse_loss(a[..., :dims], b[..., :dims])
-
-    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(batch, self.config.horizon, self.config.width_action, generator=generator)
-
     @torch.no_grad()
     def act(
         self,
@@ -447,26 +355,3 @@ class Pi(Family):
         return _cost.pi_cost(
             self, views or len(self.config.cameras), text or self.config.text, steps or self.config.steps
         )
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    return F.pad(x, (0, width - x.shape[-1]))
-
-
-def _running(route: Route | None, depth: int) -> tuple[bool, ...]:
-    running = (True,) * depth if route is None else route.run
-    if len(running) != depth:
-        raise ValueError(f"the route is for {len(running)} layers, the model has {depth}")
-    return running
-
-
-def _mix(before: Tensor, after: Tensor, route: Route | None, layer: int) -> Tensor:
-    """Soft routing: exact at share 0 and at share 1, in every dtype."""
-    if route is None or route.share_BL is None:
-        return after
-    return torch.lerp(before, after, route.share_BL[:, layer, None, None].to(after.dtype))
-
-
-def _record(seen: dict[Tap, Tensor] | None, taps: Sequence[Tap], tap: Tap, x: Tensor) -> None:
-    if seen is not None and tap in taps:
-        seen[tap] = x

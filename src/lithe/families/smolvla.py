@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _prompt, _smolvla_names, _smolvlm, _vision
 from lithe.families._attention import KeyValue
+from lithe.families._flow_family import FlowFamily, pad
+from lithe.families._routing import mix, record, running
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
-from lithe.families.base import Family
-from lithe.registry import suggestion
 from lithe.surgery import Stack
-from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
-
-NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
+from lithe.types import Batch, Cost, Draw, Out, Route, Tap
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Read:
     suffix: _smolvlm.Suffix
 
 
-class SmolVLA(Family):
+class SmolVLA(FlowFamily):
     """SmolVLA policy with its preprocessing. Build it with `fresh`, or load one with `lithe.load`."""
 
     name: ClassVar[str] = "smolvla"
@@ -53,13 +49,14 @@ class SmolVLA(Family):
         Stack("trunk", ("trunk.layers", "expert.layers"), ("config.depth",), index="index"),
     )
     vision_prefixes: ClassVar[tuple[str, ...]] = ("vision.",)
+    config_type: ClassVar[type] = SmolVLAConfig
+    sizes: ClassVar[dict[str, SmolVLAConfig]] = PRESETS
+    default_mode: ClassVar[str] = "mean_std"  # type: ignore[assignment]
+    config: SmolVLAConfig
 
     def __init__(self, config: SmolVLAConfig):
-        super().__init__()
-        c = self.config = config
-        self.history, self.uncut_depth = [], c.depth
-        self.normalizer: _prompt.Normalizer | None = None
-        self.tokenizer: Tokenizer | None = None
+        super().__init__(config)
+        c = config
         kinds = _smolvlm.kinds(c.depth, c.self_attention_every, c.expert_every)
         trunk = [_smolvlm.TrunkLayer(c.trunk, i, c.eps) for i in range(c.depth)]
         expert = [_smolvlm.expert_layer(kind, c.expert, i, c.eps) for i, kind in enumerate(kinds)]
@@ -74,29 +71,6 @@ class SmolVLA(Family):
         self.time_out = nn.Linear(c.expert.width, c.expert.width)
 
     # -- making, describing ------------------------------------------------------------------------------------------
-
-    @classmethod
-    def fresh(cls, preset: str, seed: int = 0, **overrides: Any) -> SmolVLA:
-        if preset not in PRESETS:
-            raise ValueError(
-                f"smolvla has no preset {preset!r}{suggestion(preset, list(PRESETS))}; choose from {list(PRESETS)}"
-            )
-        config = SmolVLAConfig.parse({**asdict(PRESETS[preset]), **overrides})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = cls(config)
-            nn.init.normal_(model.embed.weight, std=config.trunk.width**-0.5)
-        return model
-
-    @classmethod
-    def blank(cls, config: dict[str, Any], folder: Path) -> SmolVLA:
-        model = cls(SmolVLAConfig.parse(config))
-        model.normalizer = _prompt.Normalizer.load(folder / NORMALIZER)
-        try:
-            model.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise ValueError(f"{folder / TOKENIZER} cannot be read ({error}): fetch the policy again") from error
-        return model
 
     @classmethod
     def from_lerobot(cls, policy: _lerobot.PolicyFolder) -> SmolVLA:
@@ -122,50 +96,10 @@ class SmolVLA(Family):
         model.tokenizer = policy.tokenizer
         return model.eval()
 
-    def describe(self) -> dict[str, Any]:
-        return {**asdict(self.config), "depth": self.uncut_depth}
-
-    def save_extras(self, folder: Path) -> None:
-        self._fitted().save(folder / NORMALIZER)
-        self._tokenizer().save(str(folder / TOKENIZER))
-
     @property
-    def spec(self) -> Spec:
-        c = self.config
-        return Spec(tuple(c.cameras), c.state_dim, c.action_dim, c.horizon, c.replan, c.steps)
-
-    def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
-        missing = [camera for camera in self.config.cameras if camera not in cameras]
-        if missing:
-            raise ValueError(
-                f"the policy looks through camera {missing[0]!r}, which the data set does not have (it has "
-                f"{', '.join(cameras)}): record it, or set teacher.cameras in the recipe"
-            )
-        # a loaded policy keeps the maps that it was trained with
-        mode: Any = "mean_std" if self.normalizer is None else self.normalizer.modes
-        normalizer = _prompt.Normalizer(mode, stats, self.config.convention)
-        widths = {"observation.state": self.config.width_state, "action": self.config.width_action}
-        sizes = {feature: normalizer.size(feature) or np.size(stats[feature]["mean"]) for feature in widths}
-        for feature, size in sizes.items():
-            if size > widths[feature]:
-                raise ValueError(
-                    f"{feature} has {size} dimensions in the data, the model takes at most {widths[feature]}"
-                )
-        self.config.state_dim, self.config.action_dim = sizes["observation.state"], sizes["action"]
-        self.normalizer = normalizer
-        self.tokenizer = self.tokenizer or _prompt.word_tokenizer(texts, self.config.vocabulary)
-
-    def _fitted(self) -> _prompt.Normalizer:
-        if self.normalizer is None:
-            raise ValueError(
-                "this policy has random weights and no statistics yet: train it, or call fit_to(stats, ...)"
-            )
-        return self.normalizer
-
-    def _tokenizer(self) -> Tokenizer:
-        self._fitted()
-        assert self.tokenizer is not None
-        return self.tokenizer
+    def loss_dims(self) -> int:
+        """The real ones: what the model says in padded ones is never trained."""
+        return self.config.action_dim
 
     # -- data in and out ---------------------------------------------------------------------------------------------
 
@@ -180,13 +114,13 @@ class SmolVLA(Family):
             ids, valid = ids[:, :longest], valid[:, :longest]
         actions = samples.get("action")
         if actions is not None:
-            actions = _pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
+            actions = pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
         return Batch(
             images_BVCYX=images,
             live_BV=torch.tensor(live).expand(len(ids), -1),
             tokens_BT=torch.from_numpy(ids),
             text_BT=torch.from_numpy(valid),
-            state_BS=_pad(torch.from_numpy(state), c.width_state),
+            state_BS=pad(torch.from_numpy(state), c.width_state),
             actions_BHA=actions,
         )
 
@@ -207,21 +141,6 @@ class SmolVLA(Family):
             shown += [torch.zeros_like(shown[0])] * c.empty_cameras
             live += [False] * c.empty_cameras
         return torch.stack(shown, dim=1), live
-
-    def observe(self, observations: Sequence[Observation]) -> Batch:
-        key = "observation.images."
-        cameras = [name[len(key) :] for name in observations[0] if name.startswith(key)]
-        return self.batch(
-            {
-                "images": {camera: np.stack([o[key + camera] for o in observations]) for camera in cameras},
-                "state": np.stack([o["observation.state"] for o in observations]).astype(np.float32),
-                "task": [o["task"] for o in observations],
-            }
-        )
-
-    def actions(self, actions_BHA: Tensor) -> Tensor:
-        real = actions_BHA[..., : self.config.action_dim].detach().float().cpu().numpy()
-        return torch.from_numpy(self._fitted().decode("action", real))
 
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
         c, g = self.config, generator or torch.Generator().manual_seed(0)
@@ -297,22 +216,22 @@ class SmolVLA(Family):
         reads its stream, and nothing at all when nobody reads those either."""
         c = self.config
         rotation, mask = _smolvlm.rope(valid.cumsum(1) - 1, c.trunk.head_dim), _smolvlm.prefix_mask(valid)
-        running = _running(route, c.depth)
-        wanted = [runs and not isinstance(e, _smolvlm.Absent) for runs, e in zip(running, self.expert.layers)]
+        runs = running(route, c.depth)
+        wanted = [run and not isinstance(e, _smolvlm.Absent) for run, e in zip(runs, self.expert.layers)]
         end = max((i for i, wants in enumerate(wanted) if wants), default=0)
         end = max([end, *(tap.layer for tap in taps if tap.kind == "prefix")])  # the stream is needed up to here
         caches: list[KeyValue | None] = []
         pairs: list[Any] = list(zip(self.trunk.layers, self.expert.layers, strict=True))
         for i, (layer, expert) in enumerate(pairs):
-            _record(seen, taps, Tap("prefix", i), x)
+            record(seen, taps, Tap("prefix", i), x)
             own = None
-            if running[i] and i < end:
+            if runs[i] and i < end:
                 after, own = layer(x, rotation, mask)
-                x = _mix(x, after, route, i)
+                x = mix(x, after, route, i)
             elif wanted[i]:
                 own = layer.prefix_only(x, rotation)
             caches.append(expert.read(own) if wanted[i] else None)
-        _record(seen, taps, Tap("prefix", c.depth), x)
+        record(seen, taps, Tap("prefix", c.depth), x)
         return Read(caches, _smolvlm.suffix_view(valid, c.horizon, draws, c.expert.head_dim))
 
     def _velocity(
@@ -327,14 +246,14 @@ class SmolVLA(Family):
         """Velocity [B, R, H, A] of R noisy chunks over one prefix."""
         x = self._embed_suffix(x_BRHA, time_BR)
         for i, (layer, cache) in enumerate(zip(self.expert.layers, read.caches, strict=True)):
-            _record(seen, taps, Tap("suffix", i), x)
+            record(seen, taps, Tap("suffix", i), x)
             if cache is None:
                 continue
             after, scores = layer(x, read.suffix, cache, Tap("attention", i) in taps)
             if scores is not None and seen is not None:
                 seen[Tap("attention", i)] = scores
-            x = _mix(x, after, route, i)
-        _record(seen, taps, Tap("suffix", self.config.depth), x)
+            x = mix(x, after, route, i)
+        record(seen, taps, Tap("suffix", self.config.depth), x)
         return self.action_out(self.expert.norm(x)).unflatten(1, x_BRHA.shape[1:3])
 
     def _embed_suffix(self, x_BRHA: Tensor, time_BR: Tensor) -> Tensor:
@@ -344,20 +263,6 @@ class SmolVLA(Family):
         time = _flow.time_embedding(time_BR, c.expert.width, c.shortest_period, c.longest_period).to(tokens.dtype)
         joined = torch.cat([tokens, time[:, :, None].expand_as(tokens)], dim=-1)
         return self.time_out(F.silu(self.time_in(joined))).flatten(1, 2)
-
-    def task_loss(self, out: Out) -> Tensor:
-        return self._distance(out.pred_BRHA, out.target_BRHA)
-
-    def imitation_loss(self, student: Out, teacher: Out) -> Tensor:
-        return self._distance(student.pred_BRHA, teacher.pred_BRHA)
-
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Over real action dimensions: what the model says in padded ones is never trained."""
-        real = self.config.action_dim
-        return F.mse_loss(a[..., :real], b[..., :real])
-
-    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(batch, self.config.horizon, self.config.width_action, generator=generator)
 
     @torch.no_grad()
     def act(
@@ -386,26 +291,3 @@ class SmolVLA(Family):
         c = self.config
         empty = c.empty_cameras if c.image_marks is not None else 0
         return _cost.smolvla_cost(self, (views or len(c.cameras)) + empty, text or c.text, steps or c.steps)
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    return F.pad(x, (0, width - x.shape[-1]))
-
-
-def _running(route: Route | None, depth: int) -> tuple[bool, ...]:
-    running = (True,) * depth if route is None else route.run
-    if len(running) != depth:
-        raise ValueError(f"the route is for {len(running)} layers, the model has {depth}")
-    return running
-
-
-def _mix(before: Tensor, after: Tensor, route: Route | None, layer: int) -> Tensor:
-    """Soft routing: exact at share 0 and at share 1, in every dtype."""
-    if route is None or route.share_BL is None:
-        return after
-    return torch.lerp(before, after, route.share_BL[:, layer, None, None].to(after.dtype))
-
-
-def _record(seen: dict[Tap, Tensor] | None, taps: Sequence[Tap], tap: Tap, x: Tensor) -> None:
-    if seen is not None and tap in taps:
-        seen[tap] = x
