@@ -43,7 +43,7 @@ def _recognised(folder: Path) -> Family:
     if (folder / _lerobot.CONFIG).is_file() and "type" in read_json(folder / _lerobot.CONFIG):
         kind = _lerobot.read_config(folder)["type"]
         families: list[Any] = [registry.get("families", name) for name in registry.names("families")]
-        types = {kind: family for family in families for kind in getattr(family, "lerobot_types", ())}
+        types = {kind: family for family in families for kind in family.lerobot_types}
         if kind in types:
             return types[kind].from_lerobot(_lerobot.read(folder))
         known = ", ".join(f"{name} ({family.name})" for name, family in types.items())

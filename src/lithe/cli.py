@@ -1,6 +1,7 @@
 """The command line: one verb per function of the same name, no logic. `lithe <verb> --help` teaches each one.
 
-Exit codes: 0 done, 1 something outside went wrong (disk, loss), 2 the request cannot be met as written, 130 stopped.
+Exit codes: 0 done, 1 something outside went wrong (disk, loss) or a gate of `reproduce` is not met, 2 the request
+cannot be met as written or `check` found an error, 130 stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def collect(
     noise: Annotated[
         float, typer.Option(help="Largest standard deviation of the noise added to executed actions.")
     ] = 0.3,
-    astray: Annotated[float, typer.Option(help="Share of episodes that begin off the expert's path.")] = 0.0,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A policy that acts first in every episode: demonstrations from where IT gets lost."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Number of this collection; no two share an initial state.")] = 0,
     processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
@@ -69,7 +73,7 @@ def collect(
             seed=seed,
             processes=processes,
             size=size,
-            astray=astray,
+            policy=policy,
         )
     )
 
@@ -252,8 +256,10 @@ def reproduce(
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> None:
     """From the shipped teacher to a proven student in a quarter of an hour: collect, distil, evaluate, time, report."""
     from lithe.demo import demo as run
+    from lithe.reproduce import table
 
-    _finish(run(out))
+    document = run(out)
+    _finish(document, table(document))
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Demonstrations from a sim's scripted experts, as one LeRobotDataset v3 that LeRobot itself opens.
 
 Gaussian noise is added to the action that is EXECUTED while the expert's clean action is recorded, so the data shows
-how to come back after a small mistake; its level is drawn anew for every episode from [0, noise]. A share of episodes,
-`astray`, begins off the expert's path: it acts for a while and is pushed away, unrecorded. Only successes are kept,
-with a few steps after success, so that a policy learns to stay. Images are stored lossless (PNG in Parquet): what a
-policy learns from is what the sim shows it in evaluation.
+how to come back after a small mistake; its level is drawn anew for every episode from [0, noise]. With a `policy`, it
+acts first, unrecorded, and the expert takes over somewhere on its way: demonstrations from where that policy gets to
+(DAgger, arXiv 1011.0686, with one hand-over an episode). Only successes are kept, with a few steps after success, so
+that a policy learns to stay. Images are stored lossless (PNG in Parquet): what a policy learns from is what the sim
+shows it in evaluation.
 Episodes are played in parallel into a folder beside the target, and the dataset appears there by one rename. A killed
 collection never leaves half a dataset under its name, and the same call continues it. The result does not depend on the
 number of processes. Shapes: T steps of an episode, A action.
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,8 +30,12 @@ from lithe import registry
 from lithe.data._writer import PREFIX, Writer, png
 from lithe.sims.base import Sim
 
+if TYPE_CHECKING:
+    from lithe.runtimes.base import Runtime
+
+Episode = dict[str, np.ndarray]
 FIRST_SEED = 100_000  # evaluation uses 0..9999
-LEAD, PUSH = 60, 20  # most steps of the expert, and of the push, before a recording that begins astray
+LEAD = 150  # most steps of a policy before the expert takes over
 ATTEMPTS = 10  # seeds tried per episode before the task counts as too hard for its expert
 
 
@@ -45,7 +50,7 @@ class Settings:
     seed: int
     size: int
     stay: int
-    astray: float
+    policy: str
 
     def __post_init__(self) -> None:
         if not self.tasks or self.episodes < 1:
@@ -56,8 +61,6 @@ class Settings:
             raise ValueError(f"a task is named twice in {', '.join(self.tasks)}; raise `episodes` instead")
         if not 0 <= self.noise <= 2:
             raise ValueError(f"noise is a standard deviation of actions in -1..1; {self.noise} is not between 0 and 2")
-        if not 0 <= self.astray <= 1:
-            raise ValueError(f"astray is a share of the episodes; {self.astray} is not between 0 and 1")
         if self.stay < 0 or self.seed < 0:
             raise ValueError(f"stay and seed must not be negative, got stay={self.stay}, seed={self.seed}")
 
@@ -72,12 +75,12 @@ def collect(
     processes: int | None = None,
     size: int = 64,
     stay: int = 8,
-    astray: float = 0.0,
+    policy: str | Path | None = None,
 ) -> dict[str, Any]:
     """Plays `episodes` successful demonstrations of every task and writes them to the folder `out`.
 
     `tasks` defaults to the sim's own selection, `processes` to the number of cores; `size` is the image edge in pixels,
-    `stay` the number of steps recorded after success, `astray` the share of episodes that begin off the expert's path.
+    `stay` the number of steps recorded after success, `policy` a policy folder, which acts before the expert does.
     Returns {out, frames, seconds, frames_per_s, size_mb, tasks: {task: {episodes, frames, attempts}}}.
     Raises ValueError when `out` exists, a task is unknown, or an expert fails too often.
     """
@@ -85,8 +88,9 @@ def collect(
     out = Path(out)
     cls = _sim_class(sim)
     chosen = tuple(cls.check_task(task) for task in (cls.default_tasks() if tasks is None else tasks))
+    lead = "" if policy is None else f"{policy}@{_weights(Path(policy))}"
     settings = Settings(
-        sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay, astray=astray
+        sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay, policy=lead
     )
     if out.exists():
         raise ValueError(f"{out} exists and collection never overwrites; move it away or choose another folder")
@@ -106,13 +110,14 @@ def episode_seed(seed: int, index: int, attempt: int) -> int:
     return FIRST_SEED + seed * 10_000_000 + index * ATTEMPTS + attempt
 
 
-def play(sim: Sim, task: str, seed: int, noise: float, stay: int, astray: float = 0.0) -> dict[str, np.ndarray] | None:
+def play(sim: Sim, task: str, seed: int, noise: float, stay: int, lead: Runtime | None = None) -> Episode | None:
     """One noisy demonstration as arrays [T, ...] by LeRobot key, or None when the expert failed within the horizon."""
     rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
     sigma = rng.uniform(0.0, noise)
-    sim.reset(task, seed)
-    if astray and rng.random() < astray and not lead_astray(sim, task, rng):
+    if lead is None:
         sim.reset(task, seed)
+    else:
+        hand_over(sim, lead, task, seed, rng)
     expert = sim.expert(task)
     rows: list[dict[str, Any]] = []
     stayed = 0
@@ -128,13 +133,24 @@ def play(sim: Sim, task: str, seed: int, noise: float, stay: int, astray: float 
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def lead_astray(sim: Sim, task: str, rng: np.random.Generator) -> bool:
-    """The expert for a while, then one push in a random direction; False when the task was solved by it."""
-    expert, push_A = sim.expert(task), rng.uniform(-1.0, 1.0, sim.action_dim)
-    push_A /= np.abs(push_A).max()
-    lead, push = rng.integers(0, LEAD + 1), rng.integers(0, PUSH + 1)
-    steps = range(lead + push)
-    return all(not sim.step(np.clip(expert(), -1.0, 1.0) if step < lead else push_A) for step in steps)
+def hand_over(sim: Sim, lead: Runtime, task: str, seed: int, rng: np.random.Generator) -> None:
+    """Leaves the sim after up to LEAD steps of the policy; before the success, when it succeeds on the way."""
+    steps = int(rng.integers(0, LEAD + 1))
+    solved_at = drive(sim, lead, task, seed, steps)
+    if solved_at:
+        drive(sim, lead, task, seed, int(rng.integers(0, solved_at)))
+
+
+def drive(sim: Sim, lead: Runtime, task: str, seed: int, steps: int) -> int:
+    """The policy acts from the beginning of an episode; returns the step at which it succeeded, or 0."""
+    sim.reset(task, seed)
+    lead.reset(seed)
+    for step in range(steps):
+        if step % lead.spec.replan == 0:
+            chunk_HA = lead.infer(sim.observe())  # type: ignore[arg-type]
+        if sim.step(chunk_HA[step % lead.spec.replan]):
+            return step + 1
+    return 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +164,7 @@ class Job:
 
 
 _sims: dict[tuple[str, int], Sim] = {}  # one per process, kept between episodes: building one takes a second
+_leads: dict[str, Runtime] = {}  # likewise
 
 
 def run(job: Job) -> tuple[str, Path]:
@@ -160,7 +177,7 @@ def run(job: Job) -> tuple[str, Path]:
         _sims[key] = _sim_class(settings.sim)(size=settings.size)
     for attempt in range(ATTEMPTS):
         seed = episode_seed(settings.seed, job.index, attempt)
-        episode = play(_sims[key], job.task, seed, settings.noise, settings.stay, settings.astray)
+        episode = play(_sims[key], job.task, seed, settings.noise, settings.stay, _lead(settings.policy))
         if episode is not None:
             part = path.with_suffix(f".{os.getpid()}.part.npz")
             packed = {"attempts": np.array(attempt + 1)}
@@ -175,6 +192,26 @@ def run(job: Job) -> tuple[str, Path]:
 
 def _sim_class(name: str) -> type[Sim]:
     return cast(type[Sim], registry.get("sims", name))
+
+
+def _weights(folder: Path) -> str:
+    """The checksum of a policy's weights: a collection goes on only with the policy that it began with."""
+    from lithe import checkpoint
+
+    return str(checkpoint.read_card(folder)["sha256"])
+
+
+def _lead(policy: str) -> Runtime | None:
+    """The policy that acts first, loaded once a process."""
+    if policy and policy not in _leads:
+        import torch
+
+        from lithe import checkpoint
+        from lithe.runtimes.eager import Eager
+
+        torch.set_num_threads(1)  # one worker a core; and sums in another order would be other actions
+        _leads[policy] = Eager(checkpoint.load(policy.rpartition("@")[0]))
+    return _leads.get(policy)
 
 
 def _played(jobs: list[Job], processes: int) -> Iterator[tuple[str, Path]]:

@@ -12,10 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from lithe import result
 from lithe.reproduce import reproduce
 
-TASKS = ("drawer-open-v3", "button-press-topdown-v3", "faucet-open-v3", "faucet-close-v3")
+TASKS = ("drawer-open-v3", "window-close-v3", "faucet-open-v3", "faucet-close-v3")
 RECIPES = ("shallow_pi-4", "finetune-4")
 EPISODES_TO_LEARN, STEPS, EPISODES_TO_PROVE = 30, 700, 12
 
@@ -30,7 +29,7 @@ def demo(
         raise ValueError(f"the shipped teacher {zoo} is not here; run `make demo` in a checkout of lithe")
     if not (out / "data").exists():
         _collect(out / "data")
-    document = reproduce(
+    return reproduce(
         [folder / f"{name}.yaml" for name in RECIPES],
         out,
         [
@@ -46,8 +45,6 @@ def demo(
         samples=32,
         title="lithe demo: 12 layers to 4",
     )
-    _show(out)
-    return document
 
 
 def _collect(folder: Path) -> None:
@@ -55,12 +52,3 @@ def _collect(folder: Path) -> None:
 
     Console(stderr=True).rule("demonstrations by scripted experts")
     collect("metaworld", folder, tasks=TASKS, episodes=EPISODES_TO_LEARN)
-
-
-def _show(out: Path) -> None:
-    from lithe.bench import table as bench_table
-    from lithe.evaluate import table as eval_table
-
-    console = Console(stderr=True)
-    console.print(eval_table(result.load(out / "eval.json")))
-    console.print(bench_table(result.load(out / "bench.json")))

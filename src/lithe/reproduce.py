@@ -56,7 +56,7 @@ def reproduce(
     bench = _once(out / "bench.json", list(policies), lambda: _bench(policies, runs))
     _once(out / "profile.json", [], lambda: _profile(common, samples))
     say("the page")
-    _strips(evaluation, policies, out)
+    _strips(evaluation, policies, out / "strips")
     rows = [
         {"policy": name, **judge(name, recipe, evaluation, bench), "train": _trained(out / name)}
         for name, recipe in parsed.items()
@@ -64,7 +64,9 @@ def reproduce(
     settings = {"recipes": {name: recipe.resolved() for name, recipe in parsed.items()}}
     document = result.make("reproduce", out.name, settings, rows)
     result.save(document, out / "reproduce.json")
-    return {**document, "page": str(_report(out, list(parsed), title or f"{len(parsed)} recipes on one budget"))}
+    page = _report(out, list(parsed), title or f"{len(parsed)} recipes on one budget")
+    _show(console, evaluation, bench, page)
+    return {**document, "page": str(page)}
 
 
 def comparable(recipes: dict[str, Recipe]) -> Recipe:
@@ -169,10 +171,22 @@ def _profile(common: Recipe, samples: int) -> dict[str, Any]:
     return profile(str(common.teacher.source), api.data(**common.data), samples=samples)
 
 
-def _strips(evaluation: dict[str, Any], policies: dict[str, str], out: Path) -> None:
-    from lithe.report import strips
+def _strips(evaluation: dict[str, Any], policies: dict[str, str], folder: Path) -> None:
+    """The pictures, unless they are there and show the policies that were evaluated."""
+    from lithe._strips import INDEX, read, strips
 
-    strips(evaluation, policies, out / "strips")
+    shown = {strip.weights for strip in read(folder)} if (folder / INDEX).is_file() else set()
+    if shown != {evaluation["settings"]["policies"][name]["weights"] for name in policies}:
+        strips(evaluation, policies, folder)
+
+
+def _show(console: Console, evaluation: dict[str, Any], bench: dict[str, Any], page: Path) -> None:
+    from lithe.bench import table as times
+    from lithe.evaluate import table as successes
+
+    console.print(successes(evaluation))
+    console.print(times(bench))
+    console.print(f"Open {page} in a browser.", soft_wrap=True)
 
 
 def _report(out: Path, names: list[str], title: str) -> Path:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import lithe
+from lithe import checkpoint
 from lithe.data.lerobot import LeRobotData
+from lithe.families.pi import Pi
 from lithe.sims.fake import FakeSim
 
 module = importlib.import_module("lithe.collect")  # `lithe.collect` is the function once somebody has asked for it
@@ -24,9 +27,9 @@ TASKS = ("reach-red", "reach-blue")
 
 @pytest.fixture(autouse=True)
 def no_kept_sims():
-    module._sims.clear()
+    module._sims.clear(), module._leads.clear()
     yield
-    module._sims.clear()
+    module._sims.clear(), module._leads.clear()
 
 
 def small(out, **changed):
@@ -61,34 +64,74 @@ def test_the_clean_action_is_recorded_and_the_noisy_one_executed():
     assert episode["action"].dtype == np.float32 and np.abs(episode["action"]).max() <= 1
 
 
-def test_an_episode_that_begins_astray_starts_elsewhere_and_is_still_solved(monkeypatch):
-    """The first recorded frame is off the initial state, nothing of the push is recorded, and the labels stay clean."""
-    monkeypatch.setattr(importlib.import_module("lithe.collect"), "LEAD", 2)  # the fake task takes few steps
-    sim = FakeSim(size=16)
-    moved = []
-    for seed in range(100_000, 100_012):
-        straight, astray = (play(sim, "reach-green", seed, noise=0.0, stay=3, astray=share) for share in (0.0, 1.0))
-        begins = [episode["observation.state"][0] for episode in (straight, astray)]
-        moved.append(not np.allclose(*begins))
+class Drift:
+    """A policy that always goes the same way."""
+
+    def __init__(self, action_A):
+        self.spec, self.action_A, self.asked, self.seeds = SimpleNamespace(replan=2), np.asarray(action_A), 0, []
+
+    def reset(self, seed):
+        self.seeds.append(seed)
+
+    def infer(self, observation):
+        assert observation["task"] == "Touch the green block"
+        self.asked += 1
+        return np.tile(self.action_A, (4, 1))
+
+
+def test_after_a_policy_the_expert_takes_over_where_it_is(monkeypatch):
+    """The first recorded frame is on the policy's way, nothing of its own is recorded, and the labels are clean."""
+    monkeypatch.setattr(module, "LEAD", 6)
+    sim, away, moved = FakeSim(size=16), [0.0, 0.0, 1.0, 0.0], []
+    for seed in range(100_000, 100_008):
+        lead = Drift(away)
+        episode = play(sim, "reach-green", seed, 0.0, 3, lead)
         sim.reset("reach-green", seed)
+        begins = [sim.observe()["observation.state"]]
+        for _ in range(6):
+            sim.step(np.array(away))
+            begins.append(sim.observe()["observation.state"])
+        [steps] = [i for i, state in enumerate(begins) if np.allclose(state, episode["observation.state"][0])]
+        assert lead.seeds == [seed] and lead.asked == (steps + 1) // 2
+        moved.append(steps)
         expert = sim.expert("reach-green")
-        for state, action in zip(astray["observation.state"], astray["action"], strict=True):
+        for state, action in zip(episode["observation.state"], episode["action"], strict=True):
             sim._hand_S = state.astype(float)
             assert np.allclose(action, expert(), atol=1e-5)
-    assert sum(moved) >= 6
+    assert len(set(moved)) > 2
 
 
-def test_a_task_solved_on_the_way_begins_at_its_start():
-    class Eager(FakeSim):
+def test_a_policy_that_succeeds_hands_over_before_it_does(monkeypatch):
+    class Solved(FakeSim):
         def step(self, action_A):
             super().step(action_A)
-            self._success = True
-            return True
+            self._success = self._success or self._hand_S[2] > 0.9
+            return self._success
 
-    sim = Eager(size=16)
-    episode = play(sim, "reach-red", 100_000, noise=0.0, stay=2, astray=1.0)
-    sim.reset("reach-red", 100_000)
-    assert np.allclose(episode["observation.state"][0], sim.observe()["observation.state"])
+    monkeypatch.setattr(module, "LEAD", 40)
+    sim, begins = Solved(size=16), []
+    for seed in range(100_000, 100_008):
+        lead = Drift([0.0, 0.0, 1.0, 0.0])
+        begins.append(play(sim, "reach-green", seed, 0.0, 2, lead)["observation.state"][0][2])
+        assert len(lead.seeds) == 2 or begins[-1] <= 0.9
+    assert max(begins) <= 0.9 < max(begins) + 0.08 * 5
+
+
+def test_a_collection_with_a_policy_plays_it_and_keeps_to_its_weights(tmp_path):
+    unit = {"q01": [-1.0] * 4, "q99": [1.0] * 4}
+    for seed in range(2):
+        model = Pi.fresh("pico", seed=seed, cameras=FakeSim.cameras)
+        model.fit_to(
+            {"observation.state": unit, "action": unit}, [FakeSim.instruction(t) for t in TASKS], FakeSim.cameras
+        )
+        checkpoint.save(model, tmp_path / f"policy-{seed}")
+    small(tmp_path / "led", policy=tmp_path / "policy-0")
+    small(tmp_path / "plain")
+    assert not same(everything(tmp_path / "led"), everything(tmp_path / "plain"))
+    settings = module._stage(tmp_path / "half", module.Settings("fake", TASKS, 2, 0.3, 0, 16, 8, "one@1"))
+    assert settings.is_dir()
+    with pytest.raises(ValueError, match="an unfinished collection with other settings"):
+        module._stage(tmp_path / "half", module.Settings("fake", TASKS, 2, 0.3, 0, 16, 8, "one@2"))
 
 
 def test_without_noise_the_recorded_actions_replay_to_success():
@@ -115,7 +158,7 @@ def test_seeds_keep_away_from_evaluation_and_never_repeat():
 def test_lerobot_opens_what_was_collected_and_the_frames_are_exact(tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    summary = small(tmp_path / "set", astray=0.5)
+    summary = small(tmp_path / "set")
     theirs = LeRobotDataset("lithe/fake", root=tmp_path / "set", video_backend="pyav")
     assert summary["frames"] == len(theirs) and theirs.meta.total_episodes == 4 and theirs.fps == 10
     assert {task: row["episodes"] for task, row in summary["tasks"].items()} == {"reach-red": 2, "reach-blue": 2}
@@ -123,7 +166,7 @@ def test_lerobot_opens_what_was_collected_and_the_frames_are_exact(tmp_path):
     row = 0
     for task in TASKS:
         for index in range(2):
-            episode = play(FakeSim(size=16), task, episode_seed(0, index, 0), noise=0.3, stay=8, astray=0.5)
+            episode = play(FakeSim(size=16), task, episode_seed(0, index, 0), noise=0.3, stay=8)
             for t in range(len(episode["action"])):
                 item = theirs[row]
                 for camera in FakeSim.cameras:
@@ -154,9 +197,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
 def test_a_failed_attempt_is_repeated_with_another_seed_and_counted(tmp_path, monkeypatch):
     played = []
 
-    def clumsy(sim, task, seed, noise, stay, astray):
+    def clumsy(sim, task, seed, noise, stay, lead):
         played.append(seed)
-        return None if len(played) == 2 else play(sim, task, seed, noise, stay, astray)
+        return None if len(played) == 2 else play(sim, task, seed, noise, stay, lead)
 
     monkeypatch.setattr(module, "play", clumsy)
     summary = small(tmp_path / "set", tasks=("reach-red",), episodes=2)
@@ -231,7 +274,7 @@ def test_an_existing_target_is_never_touched(tmp_path):
         ({"noise": -1.0}, "noise is a standard deviation"),
         ({"noise": float("nan")}, "noise is a standard deviation"),
         ({"stay": -1}, "must not be negative"),
-        ({"astray": 1.5}, "astray is a share"),
+        ({"policy": "nowhere"}, "not a lithe policy folder"),
         ({"sim": "metawold"}, "did you mean 'metaworld'"),
     ],
 )

@@ -50,7 +50,7 @@ def parsed(recipes) -> dict:
 
 
 @pytest.mark.timeout(300)
-def test_everything_is_made_once_and_judged(recipes, tmp_path):
+def test_everything_is_made_once_and_judged(recipes, tmp_path, capsys):
     document = reproduce(recipes, tmp_path, runs=3, samples=4)
     assert [row["policy"] for row in document["rows"]] == ["control", "small"]
     control, small = document["rows"]
@@ -62,11 +62,17 @@ def test_everything_is_made_once_and_judged(recipes, tmp_path):
     assert {"task", "kd/velocity", "step_s"} <= small["train"].keys()
     page = Path(document["page"]).read_text()
     assert all(name in page for name in ("teacher", "small", "control", "kd/velocity"))
-    watched = [tmp_path / name for name in ("bench.json", "profile.json", "small/result.json", "control/result.json")]
+    watched = [tmp_path / name for name in ("bench.json", "profile.json", "small/result.json", "strips/strips.json")]
     before = [path.stat().st_mtime_ns for path in watched]
     again = reproduce(recipes, tmp_path, runs=3, samples=4)
     assert [path.stat().st_mtime_ns for path in watched] == before
     assert again["rows"] == document["rows"]
+    told = capsys.readouterr().err
+    assert f"Open {document['page']} in a browser." in " ".join(told.split()) and "minus teacher" in told
+    strips = tmp_path / "strips" / "strips.json"
+    strips.write_text(strips.read_text().replace('"weights": "', '"weights": "0'))
+    reproduce(recipes, tmp_path, runs=3, samples=4)
+    assert '"weights": "0' not in strips.read_text(), "strips of other weights were kept"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,8 @@ MINI_TASKS = (
     "window-close-v3",
     "faucet-open-v3",
     "faucet-close-v3",
-    "button-press-topdown-v3",
     "handle-press-v3",
     "coffee-button-v3",
-    "plate-slide-v3",
 )
 
 INSTRUCTIONS = {
