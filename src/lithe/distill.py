@@ -149,6 +149,7 @@ class Trainer:
         with ThreadPoolExecutor(1) as loader:
             upcoming: Future[tuple[Batch, Draw]] = loader.submit(self._load, self.step)
             self.clock.take()  # what came before is set-up
+            self.logged = self.step
             while self.step < last:
                 self.clock.lap("step")
                 batch, draw = upcoming.result()
@@ -220,7 +221,8 @@ class Trainer:
             bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
             self.accelerator.log(values, step=self.step)
             if run and self.accelerator.is_main_process:
-                times = {f"{part}_s": round(seconds, 4) for part, seconds in self.clock.take().items()}
+                steps, self.logged = self.step - self.logged, self.step
+                times = {f"{part}_s": round(seconds / steps, 4) for part, seconds in self.clock.take().items()}
                 run.log(
                     {
                         "step": self.step,

@@ -82,6 +82,18 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+def test_logged_times_are_seconds_of_one_step(tmp_path, monkeypatch):
+    class Ticking(trainer.Clock):
+        def lap(self, part: str) -> None:
+            self.seconds[part] = self.seconds.get(part, 0.0) + {"step": 2.0, "data": 0.5}[part]
+
+    monkeypatch.setattr(trainer, "Clock", Ticking)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 3)
+    train(tmp_path / "run", steps=5)
+    lines = Run(tmp_path / "run", json.loads((tmp_path / "run" / "recipe.json").read_text())).metrics()
+    assert [(line["step"], line["step_s"], line["data_s"]) for line in lines] == [(3, 2.0, 0.5), (5, 2.0, 0.5)]
+
+
 # -- schedule and plan -------------------------------------------------------------------------------------------------
 
 
