@@ -18,7 +18,7 @@ from torch import Tensor
 class Batch:
     """Model inputs, already normalised and tokenised by the family. Absent fields are None."""
 
-    images_BVCYX: Tensor  # uint8, one size for all views
+    images_BVCYX: Tensor  # uint8, or float in 0..1 for policies made by LeRobot; one size for all views
     live_BV: Tensor  # bool; False = that camera does not exist in this sample
     tokens_BT: Tensor  # int64
     text_BT: Tensor  # bool; False = padding

@@ -21,7 +21,10 @@ from lithe.methods.base import Method, Stage
 from lithe.recipe import Train
 from lithe.runtimes.base import Runtime
 
-VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"pi": ({"variant": "pi05"}, {"variant": "pi0"})}
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "pi": ({"variant": "pi05"}, {"variant": "pi0", "jitter": 0.5}),
+    "smolvla": ({}, {"self_attention_every": 0, "jitter": 0.5}, {"image_marks": (5, 6), "empty_cameras": 1}),
+}
 KEEP = 2  # layers of a really cut pico student
 Look = Callable[[Family, dict[str, torch.Tensor]], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lithe import registry
 from lithe.families._augment import colour_jitter
 
 
@@ -62,3 +63,25 @@ def test_impossible_strengths_are_refused():
     for strength in (-0.1, 2.5, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 2"):
             jitter(images(1, 1, 3, 4, 4), strength=strength)
+
+
+def test_floats_from_0_to_1_are_changed_like_bytes():
+    x = images(2, 3, 3, 8, 8)
+    changed = jitter(x / 255)
+    assert changed.dtype == torch.float32 and changed.min() >= 0 and changed.max() <= 1
+    assert (changed * 255 - jitter(x).float()).abs().max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("family", ["pi", "smolvla"])
+@pytest.mark.parametrize("convention", ["lithe", "lerobot"])
+def test_a_family_jitters_in_its_draw_and_only_when_it_trains(family, convention):
+    model = registry.get("families", family).fresh("pico", jitter=1.0, shift=0, convention=convention)
+    still = registry.get("families", family).fresh("pico", jitter=0.0, shift=0, convention=convention)
+    batch = model.example(2)
+
+    def view(policy, seed=0, augment=True):
+        return policy.draw(batch, torch.Generator().manual_seed(seed), 1, augment).view_BVCYX
+
+    assert torch.equal(view(model), view(model)) and not torch.equal(view(model), view(model, seed=1))
+    assert not torch.equal(view(model), view(still))
+    assert torch.equal(view(model, augment=False), view(still))

@@ -319,6 +319,7 @@ def test_presets_are_described_by_plain_data(preset):
         ({"depth": 0}, "pi: depth must be at least 1, not 0"),
         ({"horizon": -1}, "pi: horizon must be at least 1"),
         ({"shift": -1}, "pi: shift must be at least 0, not -1"),
+        ({"jitter": -0.1}, "pi: jitter must be between 0 and 2"),
         ({"variant": "pi1"}, "variant must be 'pi0' or 'pi05', not 'pi1'"),
         ({"trunk": {"widht": 3}}, "pi: trunk: there is no setting 'widht'; did you mean 'width'"),
         ({"trunk": {"width": 3}}, "pi: trunk: mlp: field required"),

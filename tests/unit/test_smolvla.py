@@ -385,6 +385,7 @@ def test_text_is_padded_to_the_longest_or_to_the_limit(padding, length):
         ({"convention": "openpi"}, "convention must be"),
         ({"horizon": 0}, "horizon must be at least 1, not 0"),
         ({"self_attention_every": -1}, "self_attention_every must be at least 0"),
+        ({"jitter": 2.5}, "smolvla: jitter must be between 0 and 2"),
         ({"expert": {"width": 24, "mlp": 32, "heads": 4, "kv_heads": 1, "head_dim": 16}}, "must have the same heads"),
         ({"expert": {"width": 25, "mlp": 32, "heads": 2, "kv_heads": 1, "head_dim": 16}}, "width must be even"),
         ({"vision": {**dataclasses.asdict(SmolVLA.fresh("pico").config.vision), "image": 20}}, "divide into squares"),

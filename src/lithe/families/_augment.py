@@ -14,7 +14,7 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 
 
 def colour_jitter(images_BVCYX: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """uint8 in and out; strength 0 changes nothing and draws nothing.
+    """uint8 in and out, or floats from 0 to 1 in and out; strength 0 changes nothing and draws nothing.
 
     Further axes between V and C, such as a history of frames, share the factors of their view. ValueError for a
     strength outside 0 to 2, where a factor would be negative.
@@ -27,10 +27,11 @@ def colour_jitter(images_BVCYX: Tensor, generator: torch.Generator, strength: fl
     factors_3BV = 1 + strength * drawn_3BV * torch.tensor(RANGES)[:, None, None]
     shape = (*images_BVCYX.shape[:2], *[1] * (images_BVCYX.ndim - 2))
     brightness, contrast, saturation = (f.to(images_BVCYX.device).view(shape) for f in factors_3BV)
+    whole = images_BVCYX.dtype == torch.uint8
     x = images_BVCYX.float() * brightness
     x = torch.lerp(_grey(x).mean(dim=(-3, -2, -1), keepdim=True), x, contrast)
     x = torch.lerp(_grey(x), x, saturation)
-    return x.round().clamp(0, 255).to(torch.uint8)
+    return x.round().clamp(0, 255).to(torch.uint8) if whole else x.clamp(0, 1).to(images_BVCYX.dtype)
 
 
 def _grey(x: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class SmolVLAConfig:
     cameras: tuple[str, ...] = ("camera1", "camera2", "camera3")
     empty_cameras: int = 0  # views without a picture, behind the others; only their marks are ever visible
     shift: int = 0  # augmentation: random shift in pixels
+    jitter: float = 0.0  # augmentation: strength of colour jitter; 1 is openpi's
     convention: str = "lithe"  # of prompts and normalisation, or "lerobot"; pictures are always prepared as there
 
     @staticmethod
@@ -60,6 +61,8 @@ class SmolVLAConfig:
             raise ValueError(f"smolvla: convention must be 'lithe' or 'lerobot', not {c.convention!r}")
         if not 0 < c.shortest_period < c.longest_period or c.eps <= 0:
             raise ValueError("smolvla: eps and both periods must be positive, the longest the larger one")
+        if not 0 <= c.jitter <= 2:
+            raise ValueError(f"smolvla: jitter must be between 0 and 2, not {c.jitter}")
         if c.pad_text not in ("longest", "max_length"):
             raise ValueError(f"smolvla: pad_text must be 'longest' or 'max_length', not {c.pad_text!r}")
         if any(parts["trunk"][key] != parts["expert"][key] for key in ("heads", "kv_heads", "head_dim")):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _openpi, _pi_names, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
+from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily, pad
 from lithe.families._routing import mix, record, running
 from lithe.recipe import strict
@@ -56,6 +57,7 @@ class PiConfig:
     state_in_prompt: bool = True  # pi05 only
     real_dims_only: bool = False  # leave padded action dimensions out of the losses
     shift: int = 0  # augmentation: random shift in pixels
+    jitter: float = 0.0  # augmentation: strength of colour jitter; 1 is openpi's
     convention: str = "lithe"  # whose preprocessing: images, prompt and long prompts; see _prompt.CONVENTIONS
     shortest_period: float = 4e-3  # of the time embedding
     longest_period: float = 4.0
@@ -71,6 +73,8 @@ class PiConfig:
             raise ValueError(f"pi: convention must be one of {known}, not {config.convention!r}")
         if not 0 < config.shortest_period < config.longest_period:
             raise ValueError("pi: the periods of the time embedding must be positive, the longest the larger one")
+        if not 0 <= config.jitter <= 2:
+            raise ValueError(f"pi: jitter must be between 0 and 2, not {config.jitter}")
         parts = {part: asdict(getattr(config, part)) for part in ("trunk", "expert", "vision")}
         inner = {f"{part}.{key}": value for part, sizes in parts.items() for key, value in sizes.items()}
         for key, value in {**asdict(config), **inner}.items():
@@ -221,6 +225,8 @@ class Pi(FlowFamily):
     def draw(self, batch: Batch, generator: torch.Generator, draws: int = 1, augment: bool = True) -> Draw:
         assert batch.actions_BHA is not None, "a training batch needs actions"
         images, actions = batch.images_BVCYX, batch.actions_BHA
+        if augment:
+            images = colour_jitter(images, generator, self.config.jitter)
         if augment and self.config.shift:
             images = _vision.random_shift(images, self.config.shift, generator)
         shape = (len(actions), draws, *actions.shape[1:])

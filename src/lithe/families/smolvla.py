@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _prompt, _smolvla_names, _smolvlm, _vision
 from lithe.families._attention import KeyValue
+from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily, pad
 from lithe.families._routing import mix, record, running
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
@@ -158,7 +159,10 @@ class SmolVLA(FlowFamily):
 
     def draw(self, batch: Batch, generator: torch.Generator, draws: int = 1, augment: bool = True) -> Draw:
         assert batch.actions_BHA is not None, "a training batch needs actions"
-        view, actions = self._view(batch), batch.actions_BHA
+        images, actions = batch.images_BVCYX, batch.actions_BHA
+        if augment:
+            images = colour_jitter(images, generator, self.config.jitter)
+        view = self._view(images)
         if augment and self.config.shift:
             view = _vision.random_shift(view, self.config.shift, generator)
         shape = (len(actions), draws, *actions.shape[1:])
@@ -166,8 +170,8 @@ class SmolVLA(FlowFamily):
         time = _flow.sample_time(shape[:2], generator).to(actions.device)
         return Draw(view, noise, time)
 
-    def _view(self, batch: Batch) -> Tensor:
-        return _smolvlm.square(batch.images_BVCYX, self.config.vision.image) * 2.0 - 1.0
+    def _view(self, images_BVCYX: Tensor) -> Tensor:
+        return _smolvlm.square(images_BVCYX, self.config.vision.image) * 2.0 - 1.0
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
@@ -274,7 +278,7 @@ class SmolVLA(FlowFamily):
         trace: Callable[[str], None] | None = None,
     ) -> Tensor:
         trace = trace or (lambda part: None)
-        image = self.see(self._view(batch))
+        image = self.see(self._view(batch.images_BVCYX))
         trace("vision")
         stream, valid = self._embed_prefix(batch, image)
         read = self._run_trunk(stream, valid, 1, route, (), {})
