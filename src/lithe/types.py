@@ -24,6 +24,7 @@ class Batch:
     text_BT: Tensor  # bool; False = padding
     state_BS: Tensor | None = None  # normalised, padded to the model's state width
     actions_BHA: Tensor | None = None  # normalised, padded to the model's action width; None when acting
+    origin_BA: Tensor | None = None  # what relative actions count from, in the robot's units; None = all are absolute
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

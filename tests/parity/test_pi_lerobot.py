@@ -258,10 +258,30 @@ def test_a_saved_policy_sees_trains_and_acts_as_in_lerobot(variant, shrink, tmp_
     assert all(torch.equal(view[:, i], image) for i, image in enumerate(images)) and len(images) == view.shape[1]
     assert torch.equal(batch.live_BV, torch.stack(masks, dim=1))
     chunk = torch.randn(3, HORIZON, 8, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(model.actions(chunk), after(chunk[..., :ACTION]))
+    assert torch.equal(model.actions(chunk, batch), after(chunk[..., :ACTION]))
 
     check_training(model, policy, samples, inputs)
     check_acting(model, policy, samples, inputs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("names", [None, ["shoulder", "Left_Gripper", "wrist", "base", "finger"][:ACTION]])
+def test_relative_actions_count_from_the_state_as_in_lerobot(variant, names, shrink, tmp_path, monkeypatch):
+    shrink(TINY)
+    monkeypatch.setitem(globals(), "STATE", ACTION)  # one state beside each action
+    policy = make_policy(variant, use_relative_actions=True, action_feature_names=names)
+    before, after = save(policy, tmp_path / "policy", monkeypatch)
+    model = lithe.load(tmp_path / "policy")
+    assert model.config.relative == tuple(not (names and i == 1) for i in range(ACTION))
+    checkpoint.save(model, tmp_path / "again")
+    samples = raw()
+    inputs = before(for_lerobot(samples))
+    chunk = torch.randn(3, HORIZON, 8, generator=torch.Generator().manual_seed(2))
+    there = after(chunk[..., :ACTION])
+    for mine in (model, lithe.load(tmp_path / "again")):
+        batch = mine.batch(samples)
+        assert torch.equal(batch.actions_BHA[..., :ACTION], inputs["action"])
+        assert torch.equal(mine.actions(chunk, batch), there)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -316,7 +336,8 @@ def test_a_cut_student_survives_the_disk_bit_for_bit(variant, shrink, tmp_path, 
         model.eval()
     chunks = [model.act(model.batch(samples), noise) for model in (student, again, teacher)]
     assert torch.equal(chunks[0], chunks[1]) and not torch.equal(chunks[0], chunks[2])
-    assert torch.equal(student.actions(chunks[0]), again.actions(chunks[0]))
+    batch = again.batch(samples)
+    assert torch.equal(student.actions(chunks[0], batch), again.actions(chunks[0], batch))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -362,7 +383,7 @@ def test_every_mode_of_normalisation_is_lerobots(variant, modes, shrink, tmp_pat
         assert torch.equal(batch.state_BS[:, :STATE], inputs["observation.state"])
         assert torch.equal(batch.actions_BHA[..., :ACTION], inputs["action"])
         assert torch.equal(batch.tokens_BT, inputs["observation.language.tokens"])
-        assert torch.equal(mine.actions(chunk), after(chunk[..., :ACTION]))
+        assert torch.equal(mine.actions(chunk, batch), after(chunk[..., :ACTION]))
 
 
 def test_observations_are_asked_for_by_their_own_names(shrink, tmp_path, monkeypatch):
@@ -441,9 +462,10 @@ def test_openpi_normalises_by_its_own_formulas(shrink, tmp_path, monkeypatch):
             "images": {"base_0_rgb": samples["images"].get("top", samples["images"].get("base_0_rgb"))},
         }
         moved = np.arange(ACTION) != 1  # what never moved is divided by the epsilon: any last bit becomes large
-        ours = model.batch(samples).actions_BHA[..., :ACTION].numpy()
+        batch = model.batch(samples)
+        ours = batch.actions_BHA[..., :ACTION].numpy()
         assert np.allclose(ours[..., moved], coded[..., moved], rtol=1e-5, atol=1e-5)
-        assert np.allclose(model.actions(torch.from_numpy(random)).numpy(), plain, rtol=1e-5, atol=1e-5)
+        assert np.allclose(model.actions(torch.from_numpy(random), batch).numpy(), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

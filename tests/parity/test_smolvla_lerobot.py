@@ -272,7 +272,7 @@ def test_actions_are_prepared_and_given_back_bit_for_bit(plain):
     inputs, batch, _ = both(plain)
     assert torch.equal(batch.actions_BHA, plain.reference.prepare_action(inputs))
     chunk = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(plain.ours.actions(chunk), plain.after(chunk[..., :5]))
+    assert torch.equal(plain.ours.actions(chunk, batch), plain.after(chunk[..., :5]))
 
 
 def test_a_long_prompt_is_cut_where_lerobot_cuts_it(plain):
@@ -289,7 +289,7 @@ def test_other_normalisations_agree_bit_for_bit(vlm, tmp_path, modes):
     assert torch.equal(batch.state_BS, pair.reference.prepare_state(inputs))
     assert torch.equal(batch.actions_BHA, pair.reference.prepare_action(inputs))
     chunk = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pair.ours.actions(chunk), pair.after(chunk[..., :5]))
+    assert torch.equal(pair.ours.actions(chunk, batch), pair.after(chunk[..., :5]))
 
 
 def test_a_camera_that_is_missing_is_left_out(plain):
@@ -431,7 +431,8 @@ def test_an_opened_policy_survives_lithes_own_folder(pair, tmp_path):
     again = checkpoint.load(tmp_path / "ours")
     assert again.describe() == pair.ours.describe() and not again.training
     assert torch.equal(again.act(again.observe(raw), noise), pair.ours.act(pair.ours.observe(raw), noise))
-    assert torch.equal(again.actions(noise), pair.ours.actions(noise))
+    batch = again.observe(raw)
+    assert torch.equal(again.actions(noise, batch), pair.ours.actions(noise, batch))
 
 
 def test_tied_words_are_found_under_either_name(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lithe.data import _cache, _relative, base
+from lithe.data import _cache, base
 from lithe.data.base import STATISTICS, batch_indices, chunk_indices, order, statistics
 from lithe.data.fake import FakeData
 from lithe.data.lerobot import LeRobotData
@@ -257,66 +257,6 @@ def test_chunk_1000_comes_after_chunk_999(tmp_path):
         (tmp_path / f"data/chunk-{chunk:03d}").mkdir(parents=True)
         (tmp_path / f"data/chunk-{chunk:03d}/file-000.parquet").touch()
     assert [path.parent.name for path in _cache.data_files(tmp_path)] == ["chunk-007", "chunk-999", "chunk-1000"]
-
-
-# -- relative actions --------------------------------------------------------------------------------------------------
-
-NAMES = ("shoulder.pos", "elbow.pos", "Gripper.pos")
-
-
-@pytest.mark.parametrize("exclude", [(), ("gripper",), ("elbow.pos", "grip")])
-def test_relative_actions_are_lerobots_to_the_bit(exclude):
-    import torch
-    from lerobot.processor import RelativeActionsProcessorStep, to_absolute_actions, to_relative_actions
-
-    rng = np.random.default_rng(0)
-    action, state = (rng.normal(size=s).astype(np.float32) * 100 for s in ((5, 4, 3), (5, 4)))
-    theirs = RelativeActionsProcessorStep(enabled=True, exclude_joints=list(exclude), action_names=list(NAMES))
-    mask = _relative.which(NAMES, 3, exclude)
-    assert mask.tolist() == theirs._build_mask(3)
-    ours = _relative.to_relative(action, state, mask)
-    assert np.array_equal(ours, to_relative_actions(*map(torch.from_numpy, (action, state)), mask.tolist()).numpy())
-    back = to_absolute_actions(*map(torch.from_numpy, (ours, state)), mask.tolist()).numpy()
-    assert np.array_equal(_relative.to_absolute(ours, state, mask), back)
-    assert ours.dtype == np.float32 and np.allclose(back, action, atol=1e-4)
-
-
-def test_relative_data_are_offsets_from_where_each_chunk_begins():
-    data = FakeData(episodes=2, length=6, state_dim=4, action_dim=3)
-    mask = np.array([True, False, True])
-    relative, indices = _relative.Relative(data, mask, horizon=4), np.array([0, 4, 11])
-    plain, changed = data.samples(indices, 4), relative.samples(indices, 4)
-    assert np.array_equal(changed["action"][..., 1], plain["action"][..., 1])
-    expected = plain["action"][..., 2] - plain["state"][:, 2, None]
-    assert np.array_equal(changed["action"][..., 2], expected) and np.array_equal(changed["state"], plain["state"])
-    assert len(relative) == 12 and relative.cameras == data.cameras and relative.tasks == data.tasks
-
-
-def test_statistics_of_relative_actions_are_lerobots():
-    from lerobot.datasets.compute_stats import compute_relative_action_stats
-
-    data, mask = FakeData(episodes=3, length=200, size=4), np.array([True, True, False, True])
-    state_NS, action_NA, stop_N = data.vectors()
-    assert stop_N.tolist() == [200] * 200 + [400] * 200 + [600] * 200
-    table = {"action": action_NA, "observation.state": state_NS, "episode_index": np.arange(600) // 200}
-    about = {"action": {"shape": (4,), "names": ["a", "b", "gripper", "c"]}}
-    theirs = compute_relative_action_stats(table, about, chunk_size=8, exclude_joints=["gripper"])
-    ours = _relative.Relative(data, mask, horizon=8).stats
-    for name in ("mean", "std", "min", "max"):
-        assert np.allclose(ours["action"][name], theirs[name], rtol=1e-4, atol=1e-5), name
-    for name in ("q01", "q99"):  # theirs come from a histogram
-        assert np.allclose(ours["action"][name], theirs[name], atol=0.05), name
-    assert ours["observation.state"] is data.stats["observation.state"]
-
-
-def test_relative_actions_that_cannot_be_are_refused():
-    data = FakeData(episodes=2, length=5, state_dim=2, action_dim=4)
-    with pytest.raises(ValueError, match="record the joints' positions"):
-        _relative.Relative(data, np.ones(4, bool), 3).samples(np.array([0]), 3)
-    with pytest.raises(ValueError, match="choose a shorter horizon"):
-        _ = _relative.Relative(FakeData(episodes=2, length=5), np.ones(4, bool), 6).stats
-    with pytest.raises(ValueError, match="gripper cannot be left absolute"):
-        _relative.which((), 4)
 
 
 def test_what_a_killed_decoding_left_is_removed(copy):

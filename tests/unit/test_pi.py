@@ -360,7 +360,9 @@ def sample(model: Pi, cameras: tuple[str, ...] | None = None) -> dict[str, Any]:
 def test_actions_come_back_in_their_own_units(variant):
     model = awake(variant)
     raw = sample(model)
-    np.testing.assert_allclose(model.actions(model.batch(raw).actions_BHA).numpy(), raw["action"], atol=1e-5)
+    np.testing.assert_allclose(
+        model.actions(model.batch(raw).actions_BHA, model.batch(raw)).numpy(), raw["action"], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

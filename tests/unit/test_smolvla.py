@@ -402,7 +402,7 @@ def test_unknown_presets_unfitted_policies_and_missing_cameras_are_refused():
     with pytest.raises(ValueError, match="did you mean 'pico'"):
         SmolVLA.fresh("picos")
     with pytest.raises(ValueError, match="fit_to"):
-        SmolVLA.fresh("pico").actions(torch.zeros(1, 4, 4))
+        SmolVLA.fresh("pico").actions(torch.zeros(1, 4, 4), SmolVLA.fresh("pico").example(1))
     data = FakeData(cameras=("corner2",))
     with pytest.raises(ValueError, match="'gripperPOV', which the data set does not have"):
         SmolVLA.fresh("pico").fit_to(data.stats, data.tasks, data.cameras)

@@ -143,7 +143,9 @@ def test_a_sound_folder_loads(policy, model):
     assert isinstance(loaded, Pi) and not loaded.training
     assert all(torch.equal(x, loaded.state_dict()[key]) for key, x in model.state_dict().items())
     noise = loaded.noise(1, torch.Generator().manual_seed(0))
-    assert torch.isfinite(loaded.actions(loaded.act(loaded.observe([observe()]), noise))).all()
+    assert torch.isfinite(
+        loaded.actions(loaded.act(loaded.observe([observe()]), noise), loaded.observe([observe()]))
+    ).all()
     assert loaded.spec == lithe.load(str(policy)).spec and loaded.spec.cameras == ("top",)
 
 
@@ -306,7 +308,7 @@ def test_weights_in_other_files(policy):
         (lambda c: c.update(extra=[{"trust_remote_code": True}]), ("trust_remote_code", "run code")),
         (lambda c: c.update(type="act"), ("'act'", "pi0 (pi), pi05 (pi)")),
         (lambda c: c.update(use_peft=True), ("adapter", "merge")),
-        (lambda c: c.update(use_relative_actions=True), ("relative actions",)),
+        (lambda c: c.update(use_relative_actions=True), ("relative actions are on", "0 steps")),
         (lambda c: c.update(n_obs_steps=2), ("n_obs_steps",)),
         (lambda c: c.update(tokenizer_max_length=40), ("48", "40", "tokenizer_max_length")),
         (lambda c: c.update(image_resolution=[16, 24]), ("image_resolution",)),

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lithe.families import _prompt
+from lithe.families import _prompt, _relative
 from lithe.families.base import Family
 from lithe.registry import suggestion
-from lithe.types import Observation, Out, Spec
+from lithe.types import Batch, Observation, Out, Spec
 
 NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
 
@@ -135,9 +135,24 @@ class FlowFamily(Family):
             }
         )
 
-    def actions(self, actions_BHA: Tensor) -> Tensor:
+    def actions(self, actions_BHA: Tensor, batch: Batch) -> Tensor:
         real = actions_BHA[..., : self.config.action_dim].detach().float().cpu().numpy()
-        return torch.from_numpy(self._fitted().decode("action", real))
+        made = torch.from_numpy(self._fitted().decode("action", real))
+        return made if batch.origin_BA is None else made + batch.origin_BA.cpu()[:, None]
+
+    def numbers(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a Batch that are neither seen nor read: state, actions, and what actions count from."""
+        c, normalizer, actions, origin = self.config, self._fitted(), samples.get("action"), None
+        if any(c.relative):
+            origin = _relative.origin(samples["state"], c.relative)
+            actions = None if actions is None else actions - origin[:, None]
+        state = torch.from_numpy(normalizer.encode("observation.state", samples["state"]))
+        target = None if actions is None else torch.from_numpy(normalizer.encode("action", actions))
+        return {
+            "state_BS": pad(state, c.width_state),
+            "actions_BHA": None if target is None else pad(target, c.width_action),
+            "origin_BA": None if origin is None else torch.from_numpy(origin),
+        }
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
         return torch.randn(batch, self.config.horizon, self.config.width_action, generator=generator)

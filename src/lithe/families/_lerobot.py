@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lithe import source
+from lithe.families import _relative
 
 CONFIG = "config.json"
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -40,8 +41,8 @@ PROMPTS = {
 }
 RENAME, NORMALIZE, TOKENIZE = "rename_observations_processor", "normalizer_processor", "tokenizer_processor"
 UNNORMALIZE, DEVICE = "unnormalizer_processor", "device_processor"
-RELATIVE = {"relative_actions_processor", "absolute_actions_processor"}
-PASSIVE = {"to_batch_processor", DEVICE, *RELATIVE}
+RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
+PASSIVE = {"to_batch_processor", DEVICE, RELATIVE, ABSOLUTE}
 EPS = 1e-8  # LeRobot's default, which no policy changes
 
 
@@ -58,6 +59,7 @@ class PolicyFolder:
     cameras: tuple[str, ...]  # without "observation.images.", in the config's order; empty cameras included
     state_dim: int
     action_dim: int
+    relative: tuple[bool, ...]  # which action dimensions count from the state; () = none
 
 
 def read(folder: Path) -> PolicyFolder:
@@ -90,6 +92,7 @@ def read(folder: Path) -> PolicyFolder:
         cameras=_cameras(folder, config),
         state_dim=sizes[STATE],
         action_dim=sizes[ACTION],
+        relative=_relative_actions(folder, config, before, after, sizes[ACTION]),
     )
 
 
@@ -108,8 +111,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f'{folder / CONFIG} has no "type": it is not a LeRobot policy; check the folder')
     if config.get("use_peft"):
         raise ValueError(f"{folder} holds an adapter (use_peft), not a policy: merge it into its base policy first")
-    if config.get("use_relative_actions"):
-        raise ValueError(f"{folder / CONFIG}: lithe does not know relative actions (use_relative_actions) yet")
     if config.get("n_obs_steps", 1) != 1:
         raise ValueError(f"{folder / CONFIG}: lithe reads policies that see one observation, n_obs_steps=1")
     return config
@@ -152,8 +153,6 @@ def _check_pipeline(path: Path, steps: list[Step], once: tuple[str, ...], known:
                 f"{path} has the step {name!r}, which lithe does not know (it knows "
                 f"{', '.join(sorted({*known, *once}))}): leaving it out would change what the policy does"
             )
-        if name in RELATIVE and settings.get("enabled"):
-            raise ValueError(f"{path}: lithe does not know relative actions ({name}) yet")
         if name == DEVICE and settings.get("float_dtype") not in (None, "float32"):
             raise ValueError(f"{path} casts inputs to {settings['float_dtype']!r}; lithe prepares them in float32")
 
@@ -169,6 +168,26 @@ def _renames(folder: Path, steps: list[Step]) -> dict[str, str]:
     if len(set(renames.values())) != len(renames):
         raise ValueError(f"{folder / BEFORE} renames two observations to one name: leave one of them out")
     return renames
+
+
+def _relative_actions(
+    folder: Path, config: dict[str, Any], before: list[Step], after: list[Step], width: int
+) -> tuple[bool, ...]:
+    """Which action dimensions count from the state. Raises ValueError where the three places that say so disagree."""
+    on = [settings for name, settings, _ in before if name == RELATIVE and settings.get("enabled")]
+    off = [settings for name, settings, _ in after if name == ABSOLUTE and settings.get("enabled")]
+    wanted = bool(config.get("use_relative_actions"))
+    if (len(on), len(off)) != (wanted, wanted):
+        raise ValueError(
+            f"{folder}: relative actions are {'on' if wanted else 'off'} in {CONFIG}, but {len(on)} steps of {BEFORE} "
+            f"and {len(off)} of {AFTER} are enabled for them: save the policy again"
+        )
+    if not wanted:
+        return ()
+    order = [name for name, _, _ in before]
+    if order.index(RELATIVE) > order.index(NORMALIZE):
+        raise ValueError(f"{folder / BEFORE} makes actions relative after normalising them: save the policy again")
+    return _relative.which(on[0].get("action_names"), width, on[0].get("exclude_joints") or ())
 
 
 def _cameras(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:

@@ -169,6 +169,7 @@ def settings(policy: PolicyFolder, shapes: Shapes) -> dict[str, Any]:
         "state_dim": policy.state_dim,
         "cameras": _cameras(policy),
         "real_dims_only": True,
+        "relative": list(policy.relative),
         "convention": "lerobot",
         "shortest_period": float(config.get("min_period", 4e-3)),
         "longest_period": float(config.get("max_period", 4.0)),

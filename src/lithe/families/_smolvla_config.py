@@ -45,6 +45,7 @@ class SmolVLAConfig:
     cameras: tuple[str, ...] = ("camera1", "camera2", "camera3")
     empty_cameras: int = 0  # views without a picture, behind the others; only their marks are ever visible
     shift: int = 0  # augmentation: random shift in pixels
+    relative: tuple[bool, ...] = ()  # action dimensions that count from the state; () = none
     jitter: float = 0.0  # augmentation: strength of colour jitter; 1 is openpi's
     convention: str = "lithe"  # of prompts and normalisation, or "lerobot"; pictures are always prepared as there
 
@@ -57,6 +58,8 @@ class SmolVLAConfig:
         for key, value in {**asdict(c), **inner}.items():
             if type(value) is int and value < (key not in MAY_BE_ZERO):
                 raise ValueError(f"smolvla: {key} must be at least {int(key not in MAY_BE_ZERO)}, not {value}")
+        if c.relative and len(c.relative) != c.action_dim:
+            raise ValueError(f"smolvla: relative marks {len(c.relative)} of {c.action_dim} action dimensions")
         if c.convention not in ("lithe", "lerobot"):
             raise ValueError(f"smolvla: convention must be 'lithe' or 'lerobot', not {c.convention!r}")
         if not 0 < c.shortest_period < c.longest_period or c.eps <= 0:

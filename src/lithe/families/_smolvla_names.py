@@ -152,6 +152,7 @@ def settings(policy: PolicyFolder, shapes: Mapping[str, tuple[int, ...]]) -> dic
         "state_dim": policy.state_dim,
         "cameras": tuple(shown_as(policy, CAMERA + camera).removeprefix(CAMERA) for camera in real),
         "empty_cameras": told["empty_cameras"],
+        "relative": policy.relative,
         "convention": "lerobot",
     }
 

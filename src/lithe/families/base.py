@@ -66,8 +66,8 @@ class Family(nn.Module, ABC):
         """Raw observations to model inputs, by the same code as `batch`."""
 
     @abstractmethod
-    def actions(self, actions_BHA: Tensor) -> Tensor:
-        """Model outputs back to the robot's units, real dimensions only."""
+    def actions(self, actions_BHA: Tensor, batch: Batch) -> Tensor:
+        """Model outputs back to the robot's units, real dimensions only. batch: what they answer to."""
 
     @abstractmethod
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:

@@ -28,7 +28,7 @@ from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _openpi, _pi_names, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
 from lithe.families._augment import colour_jitter
-from lithe.families._flow_family import FlowFamily, pad
+from lithe.families._flow_family import FlowFamily
 from lithe.families._routing import mix, record, running
 from lithe.recipe import strict
 from lithe.surgery import Stack
@@ -56,6 +56,7 @@ class PiConfig:
     cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     state_in_prompt: bool = True  # pi05 only
     real_dims_only: bool = False  # leave padded action dimensions out of the losses
+    relative: tuple[bool, ...] = ()  # action dimensions that count from the state; () = none
     shift: int = 0  # augmentation: random shift in pixels
     jitter: float = 0.0  # augmentation: strength of colour jitter; 1 is openpi's
     convention: str = "lithe"  # whose preprocessing: images, prompt and long prompts; see _prompt.CONVENTIONS
@@ -75,6 +76,8 @@ class PiConfig:
             raise ValueError("pi: the periods of the time embedding must be positive, the longest the larger one")
         if not 0 <= config.jitter <= 2:
             raise ValueError(f"pi: jitter must be between 0 and 2, not {config.jitter}")
+        if config.relative and len(config.relative) != config.action_dim:
+            raise ValueError(f"pi: relative marks {len(config.relative)} of {config.action_dim} action dimensions")
         parts = {part: asdict(getattr(config, part)) for part in ("trunk", "expert", "vision")}
         inner = {f"{part}.{key}": value for part, sizes in parts.items() for key, value in sizes.items()}
         for key, value in {**asdict(config), **inner}.items():
@@ -179,7 +182,7 @@ class Pi(FlowFamily):
     # -- data in and out ---------------------------------------------------------------------------------------------
 
     def batch(self, samples: dict[str, Any]) -> Batch:
-        c, images, normalizer = self.config, [], self._fitted()
+        c, images, numbers = self.config, [], self.numbers(samples)
         live = [camera in samples["images"] for camera in c.cameras]
         for camera in c.cameras:
             raw = samples["images"].get(camera)
@@ -188,7 +191,7 @@ class Pi(FlowFamily):
             images.append(_vision.prepare(torch.from_numpy(raw).permute(0, 3, 1, 2), c.vision.image, c.convention))
         if not any(live):
             raise ValueError(f"none of the policy's cameras ({', '.join(c.cameras)}) is in the observation")
-        state = normalizer.encode("observation.state", samples["state"])
+        state = numbers["state_BS"][:, : c.state_dim].numpy()
         in_prompt = state if c.variant == "pi05" and c.state_in_prompt else [None] * len(state)
         prompts = [_prompt.prompt(text, s, c.convention) for text, s in zip(samples["task"], in_prompt, strict=True)]
         ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text, cut=c.convention != "lithe")
@@ -196,16 +199,12 @@ class Pi(FlowFamily):
             raise ValueError(
                 f"a word of the prompt has number {ids.max()}, the model knows {c.vocabulary}: rephrase it"
             )
-        actions = samples.get("action")
-        if actions is not None:
-            actions = pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
         return Batch(
             images_BVCYX=torch.stack(images, dim=1),
             live_BV=torch.tensor(live).expand(len(ids), -1),
             tokens_BT=torch.from_numpy(ids),
             text_BT=torch.from_numpy(valid),
-            state_BS=pad(torch.from_numpy(state), c.width_state),
-            actions_BHA=actions,
+            **numbers,
         )
 
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:

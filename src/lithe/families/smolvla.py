@@ -25,7 +25,7 @@ from lithe import checkpoint, source
 from lithe.families import _cost, _flow, _lerobot, _prompt, _smolvla_names, _smolvlm, _vision
 from lithe.families._attention import KeyValue
 from lithe.families._augment import colour_jitter
-from lithe.families._flow_family import FlowFamily, pad
+from lithe.families._flow_family import FlowFamily
 from lithe.families._routing import mix, record, running
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
 from lithe.surgery import Stack
@@ -105,24 +105,19 @@ class SmolVLA(FlowFamily):
     # -- data in and out ---------------------------------------------------------------------------------------------
 
     def batch(self, samples: dict[str, Any]) -> Batch:
-        c, normalizer = self.config, self._fitted()
+        c, numbers = self.config, self.numbers(samples)
         images, live = self._images(samples["images"])
-        state = normalizer.encode("observation.state", samples["state"])
         prompts = [_prompt.prompt(task, None, c.convention) for task in samples["task"]]
         ids, valid = _prompt.encode(self._tokenizer(), prompts, c.text, cut=c.convention == "lerobot")
         if c.pad_text == "longest":
             longest = max(1, int(valid.sum(axis=1).max()))
             ids, valid = ids[:, :longest], valid[:, :longest]
-        actions = samples.get("action")
-        if actions is not None:
-            actions = pad(torch.from_numpy(normalizer.encode("action", actions)), c.width_action)
         return Batch(
             images_BVCYX=images,
             live_BV=torch.tensor(live).expand(len(ids), -1),
             tokens_BT=torch.from_numpy(ids),
             text_BT=torch.from_numpy(valid),
-            state_BS=pad(torch.from_numpy(state), c.width_state),
-            actions_BHA=actions,
+            **numbers,
         )
 
     def _images(self, images: dict[str, np.ndarray]) -> tuple[Tensor, list[bool]]:

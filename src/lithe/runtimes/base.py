@@ -40,7 +40,7 @@ class Runtime(ABC):
         device = next(self.model.parameters()).device
         batch = self.model.observe([observation]).to(device)
         chunk = self.chunk(batch, self.model.noise(1, self.generator).to(device))
-        return self.model.actions(chunk)[0].numpy()
+        return self.model.actions(chunk, batch)[0].numpy()
 
     @abstractmethod
     def chunk(self, batch: Batch, noise_BHA: Tensor, trace: Callable[[str], Any] | None = None) -> Tensor:
