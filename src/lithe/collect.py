@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 Episode = dict[str, np.ndarray]
 FIRST_SEED = 100_000  # evaluation uses 0..9999
 LEAD = 150  # most steps of a policy before the expert takes over
+SOLVED = 0.25  # share that is kept of the episodes in which the policy needs no help
 ATTEMPTS = 10  # seeds tried per episode before the task counts as too hard for its expert
+ATTEMPTS_WITH_POLICY = 40
 
 
 @dataclass(frozen=True)
@@ -105,19 +107,22 @@ def collect(
     return {"out": str(out), **counts, "size_mb": round(size_mb, 1), "tasks": rows}
 
 
-def episode_seed(seed: int, index: int, attempt: int) -> int:
+def episode_seed(seed: int, index: int, attempt: int, attempts: int = ATTEMPTS) -> int:
     """The sim seed of one attempt: never below FIRST_SEED, never used twice within a collection or between them."""
-    return FIRST_SEED + seed * 10_000_000 + index * ATTEMPTS + attempt
+    return FIRST_SEED + seed * 10_000_000 + index * attempts + attempt
 
 
 def play(sim: Sim, task: str, seed: int, noise: float, stay: int, lead: Runtime | None = None) -> Episode | None:
-    """One noisy demonstration as arrays [T, ...] by LeRobot key, or None when the expert failed within the horizon."""
+    """One noisy demonstration as arrays [T, ...] by LeRobot key.
+
+    None when the expert failed within the horizon, and for most episodes that the policy `lead` can do without it.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
     sigma = rng.uniform(0.0, noise)
     if lead is None:
         sim.reset(task, seed)
-    else:
-        hand_over(sim, lead, task, seed, rng)
+    elif not hand_over(sim, lead, task, seed, rng):
+        return None
     expert = sim.expert(task)
     rows: list[dict[str, Any]] = []
     stayed = 0
@@ -133,12 +138,16 @@ def play(sim: Sim, task: str, seed: int, noise: float, stay: int, lead: Runtime 
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def hand_over(sim: Sim, lead: Runtime, task: str, seed: int, rng: np.random.Generator) -> None:
-    """Leaves the sim after up to LEAD steps of the policy; before the success, when it succeeds on the way."""
-    steps = int(rng.integers(0, LEAD + 1))
-    solved_at = drive(sim, lead, task, seed, steps)
-    if solved_at:
-        drive(sim, lead, task, seed, int(rng.integers(0, solved_at)))
+def hand_over(sim: Sim, lead: Runtime, task: str, seed: int, rng: np.random.Generator) -> bool:
+    """Leaves the sim somewhere on the policy's way: before its success, or within LEAD steps without one.
+
+    What teaches most is where the policy gets lost: of the episodes that it solves only the share SOLVED is used.
+    """
+    solved_at = drive(sim, lead, task, seed, LEAD)
+    used = not solved_at or rng.random() < SOLVED
+    if used:
+        drive(sim, lead, task, seed, int(rng.integers(0, solved_at or LEAD + 1)))
+    return used
 
 
 def drive(sim: Sim, lead: Runtime, task: str, seed: int, steps: int) -> int:
@@ -175,8 +184,9 @@ def run(job: Job) -> tuple[str, Path]:
     key = (settings.sim, settings.size)
     if key not in _sims:
         _sims[key] = _sim_class(settings.sim)(size=settings.size)
-    for attempt in range(ATTEMPTS):
-        seed = episode_seed(settings.seed, job.index, attempt)
+    attempts = ATTEMPTS_WITH_POLICY if settings.policy else ATTEMPTS
+    for attempt in range(attempts):
+        seed = episode_seed(settings.seed, job.index, attempt, attempts)
         episode = play(_sims[key], job.task, seed, settings.noise, settings.stay, _lead(settings.policy))
         if episode is not None:
             part = path.with_suffix(f".{os.getpid()}.part.npz")
@@ -187,7 +197,7 @@ def run(job: Job) -> tuple[str, Path]:
             os.replace(part, path)
             return job.task, path
     fix = f"lower noise={settings.noise} or leave the task out"
-    raise ValueError(f"the expert of {job.task} failed {ATTEMPTS} times in a row; {fix}")
+    raise ValueError(f"the expert of {job.task} failed {attempts} times in a row; {fix}")
 
 
 def _sim_class(name: str) -> type[Sim]:
