@@ -50,7 +50,7 @@ def reference(against: str | None, names: list[str]) -> str:
 
 def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> dict[str, Any]:
     """What the Result says about a policy. Raises ValueError when it cannot act in this sim."""
-    from lithe import checkpoint
+    from lithe import _home, checkpoint
 
     card = checkpoint.read_card(folder)
     spec = checkpoint.skeleton(folder).spec
@@ -68,7 +68,8 @@ def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> d
     if replan > spec.horizon:
         raise ValueError(f"replan={replan} is more than the {spec.horizon} actions of a chunk of policy {name!r}")
     policy = {key: card[key] for key in ("family", "config", "history", "sha256")}
-    beside = {p.name: sha256(p) for p in sorted(folder.glob("*.json")) if p.name != checkpoint.CARD}
+    other = {checkpoint.CARD, *_home.FILES}  # lithe does not read LeRobot's files
+    beside = {p.name: sha256(p) for p in sorted(folder.glob("*.json")) if p.name not in other}
     identity = json.dumps([policy, beside, terms], sort_keys=True)
     facts = {
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),

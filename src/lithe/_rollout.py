@@ -91,15 +91,15 @@ class Player:
         """
         sim, policy, horizon = self.sim, self.policies[job.policy], self.setup.horizon
         sim.reset(job.task, job.seed)
-        policy.reset(noise_seed(job.task, job.seed))
+        policy.reset(noise_seed(sim.noise_key, job.seed))
         start, executed, inferences = _digest_observation(sim.observe()), [], 0
-        watch(0, sim.success)
-        while not sim.success and len(executed) < horizon:
+        watch(0, sim.over)
+        while not sim.over and len(executed) < horizon:
             for action_A in self._chunk(policy, job)[: horizon - len(executed)]:
                 executed.append(action_A)
                 sim.step(action_A)
-                watch(len(executed), sim.success or len(executed) == horizon)
-                if sim.success:
+                watch(len(executed), sim.over or len(executed) == horizon)
+                if sim.over:
                     break
             inferences += 1
         actions_TA = np.array(executed, np.float32).reshape(-1, sim.action_dim)
@@ -116,7 +116,7 @@ class Player:
         }
 
     def _chunk(self, policy: Runtime, job: Job) -> np.ndarray:
-        """The actions [replan, A] to execute next, within -1..1. Not-a-number is an error, never clipped."""
+        """The actions [replan, A] to execute next, within the sim's limits. Not-a-number is an error, never clipped."""
         observation: dict[str, Any] = self.sim.observe()
         observation["task"] = self.setup.instructions.get(job.task, observation["task"])
         chunk_HA = policy.infer(observation)
@@ -130,7 +130,7 @@ class Player:
             raise ValueError(
                 f"{job}: the policy answered with non-finite actions; check its training and normalisation statistics"
             )
-        return np.clip(chunk_HA[:replan], -1.0, 1.0)
+        return np.clip(chunk_HA[:replan], *self.sim.limits)
 
 
 def noise_seed(task: str, seed: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lithe import checkpoint, recipe, registry
+from lithe import _home, checkpoint, recipe, registry
 from lithe.families import _lerobot, _openpi
 from lithe.families.base import Family
 from lithe.recipe import TeacherSource
@@ -42,6 +42,8 @@ def _foreign(folder: Path) -> Family:
 def _recognised(folder: Path) -> Family:
     if (folder / _lerobot.CONFIG).is_file() and "type" in read_json(folder / _lerobot.CONFIG):
         kind = _lerobot.read_config(folder)["type"]
+        if kind == _home.TYPE:
+            raise ValueError(f"{folder} is half a lithe policy folder: it has no {checkpoint.CARD}; fetch it again")
         families: list[Any] = [registry.get("families", name) for name in registry.names("families")]
         types = {kind: family for family in families for kind in family.lerobot_types}
         if kind in types:

@@ -8,22 +8,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lithe import _home
 from lithe._disk import write_atomically
 from lithe.checkpoint import CARD, read_card, skeleton
 from lithe.result import load
+
+LEROBOT = (
+    "LeRobot opens it too: `pip install lerobot_policy_lithe`, then `lerobot-eval --policy.path={} --env.type=...`."
+)
 
 
 def write(folder: str | Path, title: str | None = None, result: str | Path | None = None) -> Path:
     """Write README.md into a policy folder; `result` is an evaluation in which these very weights took part."""
     folder = Path(folder)
     about, model = read_card(folder), skeleton(folder)
-    lines = ["---", "license: apache-2.0", "pipeline_tag: robotics", "tags: [robotics, lithe, vla]", "---", ""]
+    opens = all((folder / name).is_file() for name in _home.FILES)  # older folders are no policies of LeRobot
+    hub = (
+        ["library_name: lerobot", "tags: [robotics, lerobot, lithe, vla]"]
+        if opens
+        else ["tags: [robotics, lithe, vla]"]
+    )
+    lines = ["---", "license: apache-2.0", "pipeline_tag: robotics", *hub, "---", ""]
     lines += [f"# {title or folder.name}", "", *_facts(about, model), *_how(about)]
     if result:
         lines += _success(load(result), about["sha256"], Path(result).name)
     lines += [
         "",
         f'Load it with `lithe.load("{folder.name}")`; `{CARD}` is the machine-readable form of this page.',
+        *([LEROBOT.format(folder.name)] if opens else []),
         "",
     ]
     path = folder / "README.md"

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lithe import registry, surgery
+from lithe import _home, registry, surgery
 from lithe._disk import sha256, write_folder
 from lithe.families.base import Family
 
@@ -44,6 +44,7 @@ def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **
         }
         files = {path.name: sha256(path) for path in sorted(stage.iterdir()) if path.name != WEIGHTS}
         (stage / CARD).write_text(json.dumps({**card, "files": {**files, CARD: _digest(card)}}, indent=1) + "\n")
+        _home.write(model, stage)  # after the checksums: LeRobot rewrites these files
 
     return write_folder(Path(folder), fill)
 

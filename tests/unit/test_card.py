@@ -33,6 +33,12 @@ def test_the_card_tells_what_is_inside(folder):
     assert "Success" not in text
 
 
+def test_the_card_names_lerobot_where_lerobot_can_open_the_folder(folder):
+    assert "library_name: lerobot" in (text := card.write(folder).read_text()) and "--policy.path=small" in text
+    (folder / "policy_postprocessor.json").unlink()
+    assert "lerobot" not in card.write(folder).read_text()
+
+
 def test_success_comes_from_a_result_about_these_weights(folder, tmp_path):
     digest = checkpoint.read_card(folder)["sha256"]
     text = card.write(folder, result=evaluation(tmp_path, digest)).read_text()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Guide = Callable[[Tensor, float, Tensor], Tensor]  # (noisy chunk, its time, its velocity) -> the velocity to follow
+
 
 def sample_time(shape: tuple[int, ...], generator: torch.Generator, alpha: float = 1.5) -> Tensor:
     """Times from Beta(alpha, 1) * 0.999 + 0.001, by inverting the distribution function u = x**alpha."""
@@ -29,14 +31,17 @@ def from_tau(velocity_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     return -velocity_tau, 1.0 - tau
 
 
-def euler(velocity: Callable[[Tensor, Tensor, int], Tensor], noise: Tensor, steps: int) -> Tensor:
+def euler(
+    velocity: Callable[[Tensor, Tensor, int], Tensor], noise: Tensor, steps: int, guide: Guide | None = None
+) -> Tensor:
     """Integrate from t = 1 to t = 0 in `steps` equal steps. `velocity(x, time_B, step)`; no host synchronisation."""
     if steps < 1:
         raise ValueError(f"the number of denoise steps must be at least 1, not {steps}")
     x, dt = noise, -1.0 / steps
     for step in range(steps):
-        time = torch.full((len(x),), 1.0 + step * dt, dtype=torch.float32, device=x.device)
-        x = x + dt * velocity(x, time, step)
+        now = 1.0 + step * dt
+        flow = velocity(x, torch.full((len(x),), now, dtype=torch.float32, device=x.device), step)
+        x = x + dt * (flow if guide is None else guide(x, now, flow))
     return x
 
 

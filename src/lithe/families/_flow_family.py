@@ -29,6 +29,7 @@ NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
 class FlowFamily(Family):
     """Subclass with `config_type` (a dataclass with a strict `parse`) and `sizes` (preset -> configuration)."""
 
+    guided: ClassVar[bool] = True
     config_type: ClassVar[Any]
     sizes: ClassVar[dict[str, Any]]
     config: Any

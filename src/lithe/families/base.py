@@ -26,6 +26,7 @@ class Family(nn.Module, ABC):
     stacks: ClassVar[tuple[Stack, ...]]
     vision_prefixes: ClassVar[tuple[str, ...]]  # parameters of the vision path that `see` uses
     lerobot_types: ClassVar[tuple[str, ...]] = ()  # "type" of the LeRobot policies that `from_lerobot` reads
+    guided: ClassVar[bool] = False  # whether `act` takes a `guide`
 
     history: list[dict[str, Any]]  # surgery so far, in the form surgery.dump writes
     origin: dict[str, Any] | None = None  # where foreign weights came from: source and revision
@@ -101,7 +102,11 @@ class Family(nn.Module, ABC):
     def act(
         self, batch: Batch, noise_BHA: Tensor, steps: int | None = None, route: Route | None = None, trace: Any = None
     ) -> Tensor:
-        """One action chunk [B, H, A] in model units. `trace(part)` is called after "vision", "prefix" and "denoise"."""
+        """One action chunk [B, H, A] in model units. `trace(part)` is called after "vision", "prefix" and "denoise".
+
+        A family that is `guided` also takes guide(x_BHA, time, velocity_BHA) -> velocity_BHA, asked at every denoise
+        step for the velocity to follow instead of the model's own: real-time chunking is made of that.
+        """
 
     @abstractmethod
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:

@@ -341,6 +341,7 @@ class Pi(FlowFamily):
         steps: int | None = None,
         route: Route | None = None,
         trace: Callable[[str], None] | None = None,
+        guide: _flow.Guide | None = None,
     ) -> Tensor:
         trace = trace or (lambda part: None)
         image = self.see(_vision.to_unit(batch.images_BVCYX))
@@ -352,7 +353,7 @@ class Pi(FlowFamily):
         def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
             return self._velocity(batch, x[:, None], time[:, None], caches, valid, route)[:, 0].float()
 
-        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps)
+        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps, guide)
         trace("denoise")
         return chunk
 

@@ -271,6 +271,7 @@ class SmolVLA(FlowFamily):
         steps: int | None = None,
         route: Route | None = None,
         trace: Callable[[str], None] | None = None,
+        guide: _flow.Guide | None = None,
     ) -> Tensor:
         trace = trace or (lambda part: None)
         image = self.see(self._view(batch.images_BVCYX))
@@ -282,7 +283,7 @@ class SmolVLA(FlowFamily):
         def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
             return self._velocity(x[:, None], time[:, None], read, route)[:, 0].float()
 
-        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps)
+        chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps, guide)
         trace("denoise")
         return chunk
 

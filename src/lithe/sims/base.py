@@ -27,6 +27,7 @@ class Sim(ABC):
     state_dim: ClassVar[int]
     cameras: ClassVar[tuple[str, ...]]
     horizon: ClassVar[int]  # steps after which an episode without success counts as failed
+    limits: ClassVar[tuple[float, float]] = (-1.0, 1.0)  # actions are clipped to these
 
     size: int  # observed images are size x size
     task: str = ""  # set by `reset`
@@ -60,12 +61,22 @@ class Sim(ABC):
 
     @abstractmethod
     def step(self, action_A: np.ndarray) -> bool:
-        """Executes one action (units: -1..1) and returns `success`. Raises ValueError for non-finite actions."""
+        """Executes one action (units: `limits`) and returns `success`. Raises ValueError for non-finite actions."""
 
     @property
     @abstractmethod
     def success(self) -> bool:
         """Whether the task has been solved at any time since `reset`."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode has ended: by success, or because the benchmark itself ended it before the horizon."""
+        return self.success
+
+    @property
+    def noise_key(self) -> str:
+        """What an episode's noise is drawn from, together with its seed. Ledgers rest on it: never change one."""
+        return self.task
 
     @abstractmethod
     def render(self, camera: str, size: int) -> np.ndarray:
@@ -94,7 +105,7 @@ class Sim(ABC):
         return camera
 
     def check_action(self, action_A: np.ndarray) -> np.ndarray:
-        """The action as float64, clipped to -1..1. Raises ValueError for a wrong shape, NaN, infinity or no reset."""
+        """The action as float64, clipped to `limits`. ValueError for a wrong shape, NaN, infinity or no reset."""
         if not self.task:
             raise ValueError(f"call {self.name}.reset(task, seed) before step")
         action_A = np.asarray(action_A, dtype=np.float64)
@@ -102,4 +113,4 @@ class Sim(ABC):
             raise ValueError(f"{self.name} takes one action of shape ({self.action_dim},), got {action_A.shape}")
         if not np.isfinite(action_A).all():
             raise ValueError(f"non-finite action {action_A.tolist()}; check the policy and its normalisation")
-        return np.clip(action_A, -1.0, 1.0)
+        return np.clip(action_A, *self.limits)

@@ -1,0 +1,43 @@
+"""Real-time chunking (arXiv 2506.07339): what is left of the last chunk steers the next one while it is denoised.
+
+LeRobot's own RTCProcessor says how strongly. It computes in model units and LeRobot keeps what is left in the units the
+policy answered in, the robot's, so it goes through the student's own normalisation first. Shapes: T left-over actions,
+H chunk, A action.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+from torch import Tensor
+
+
+def left_over(chunk: Tensor | None, horizon: int) -> np.ndarray | None:
+    """float32 [B, T, A] without the rows of zeros that LeRobot fills up with; None when nothing is left.
+
+    Such a row would mean "go to zero" in the robot's units. A student never answers with exact zeros.
+    """
+    if chunk is None:
+        return None
+    left_BTA = chunk.detach().float().cpu().numpy()
+    left_BTA = (left_BTA if left_BTA.ndim == 3 else left_BTA[None])[:, :horizon]
+    said_T = np.flatnonzero(left_BTA.any(axis=(0, 2)))
+    return left_BTA[:, : said_T[-1] + 1] if len(said_T) else None
+
+
+def guide(processor: RTCProcessor, left_BTA: Tensor, delay: int, horizon: int | None) -> Any:
+    """What `Family.act` asks at every denoise step. left_BTA: in model units; delay: actions as good as done."""
+
+    def follow(x_BHA: Tensor, time: float, velocity_BHA: Tensor) -> Tensor:
+        return processor.denoise_step(
+            x_t=x_BHA,
+            prev_chunk_left_over=left_BTA.to(x_BHA),
+            inference_delay=delay,
+            time=time,
+            original_denoise_step_partial=lambda _: velocity_BHA,
+            execution_horizon=horizon,
+        )
+
+    return follow
