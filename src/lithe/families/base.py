@@ -25,7 +25,9 @@ class Family(nn.Module, ABC):
     presets: ClassVar[tuple[str, ...]]  # ready-made sizes for `fresh`
     stacks: ClassVar[tuple[Stack, ...]]
     vision_prefixes: ClassVar[tuple[str, ...]]  # parameters of the vision path that `see` uses
-    lerobot_types: ClassVar[tuple[str, ...]] = ()  # "type" of the LeRobot policies that `from_lerobot` reads
+    lerobot_types: ClassVar[
+        tuple[str, ...]
+    ] = ()  # "type" of the LeRobot policies that `from_lerobot` and `outline` read
 
     history: list[dict[str, Any]]  # surgery so far, in the form surgery.dump writes
     origin: dict[str, Any] | None = None  # where foreign weights came from: source and revision
