@@ -16,6 +16,7 @@ _HOME = {
     "bench": "lithe.bench",
     "check": "lithe.check",
     "collect": "lithe.collect",
+    "cut": "lithe.cut",
     "data": "lithe.api",
     "distill": "lithe.distill",
     "evaluate": "lithe.evaluate",

@@ -45,7 +45,7 @@ class Job(NamedTuple):
 class Setup:
     """What a worker needs to play any episode of an evaluation."""
 
-    policies: dict[str, str]  # name -> policy folder
+    policies: dict[str, str]  # name -> folder that lithe, LeRobot or openpi saved
     sim: str
     horizon: int
     sim_options: dict[str, Any] = field(default_factory=dict)
@@ -66,15 +66,13 @@ class Player:
     def __init__(self, setup: Setup):
         import torch
 
-        from lithe import checkpoint
+        from lithe import api
 
         torch.set_num_threads(1)  # one worker a core; and sums in another order would be other actions
         attach: Any = registry.get("runtimes", setup.runtime)
         sim: Any = registry.get("sims", setup.sim)
         self.setup = setup
-        self.policies = {
-            name: attach(checkpoint.load(path), steps=setup.steps) for name, path in setup.policies.items()
-        }
+        self.policies = {name: attach(api.load(path), steps=setup.steps) for name, path in setup.policies.items()}
         self.sim: Sim = sim(**setup.sim_options)
 
     def __call__(self, policy: str, task: str, seed: int, video: bool = False) -> dict[str, Any]:
@@ -167,7 +165,8 @@ def filmstrip(
 
     One before the first step, one after every `every` steps, and one after the last.
 
-    policy: a policy folder. camera: default the sim's first. The others as in `evaluate`. Plays in this process.
+    policy: a policy folder or hub id. camera: default the sim's first. The others as in `evaluate`. Plays in this
+    process.
     """
     import torch
 

@@ -1,15 +1,19 @@
-"""The short names of the public API that build things: load, method, data, runtime."""
+"""The short names of the public API that build things: load, skeleton, method, data, runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lithe import _home, checkpoint, recipe, registry
+from lithe._preview import opened
 from lithe.families import _lerobot, _openpi
+from lithe.families._outline import Outline
 from lithe.families.base import Family
 from lithe.recipe import TeacherSource
-from lithe.source import read_json, resolve
+from lithe.source import Source, read_json, resolve
 
 
 def load(source: str | Path, revision: str | None = None) -> Family:
@@ -19,18 +23,58 @@ def load(source: str | Path, revision: str | None = None) -> Family:
     (model.safetensors beside assets). revision: branch, tag or commit of a hub id. Raises ValueError when there is no
     policy, when it is damaged, of an unknown kind or not safe to read, or when the preset does not exist.
     """
-    family, colon, preset = str(source).partition(":")
-    if colon and not Path(source).exists():
-        return fresh(TeacherSource(family=family, preset=preset))
+    wanted = preset(source)
+    if wanted is not None:
+        return fresh(wanted)
     place = resolve(source, revision)
     own = (place.folder / checkpoint.CARD).is_file()
-    model: Any = checkpoint.load(place.folder) if own else _foreign(place.folder)
-    model.origin = {"source": place.name, "revision": place.revision}
+    return _marked(checkpoint.load(place.folder) if own else _foreign(place.folder).filled(), place)
+
+
+def skeleton(source: str | Path, revision: str | None = None) -> Family:
+    """The same policy on the meta device: every name and shape, its preprocessing and history, and no weights.
+
+    No value of a weight is read, nor downloaded, however large the file. Raises ValueError as `load` does; of weights
+    that another project wrote names and shapes are checked, and whether they are damaged is seen when they are read.
+    """
+    wanted = preset(source)
+    if wanted is not None:
+        with torch.device("meta"):
+            return fresh(wanted)
+    with opened(source, revision) as place:
+        if (place.folder / checkpoint.CARD).is_file():
+            return _marked(checkpoint.skeleton(place.folder), place)
+        found = _foreign(place.folder)
+        found.origins()
+        return _marked(found.model, place)
+
+
+def outline(source: str | Path, revision: str | None = None) -> Outline:
+    """The policy on the meta device together with what its tensors are called in the file. Raises ValueError."""
+    place = resolve(source, revision)
+    if (place.folder / checkpoint.CARD).is_file():
+        model = checkpoint.skeleton(place.folder)
+        found = Outline(model, place.folder, {name: name for name in model.state_dict()}.get)
+    else:
+        found = _foreign(place.folder)
+    _marked(found.model, place)
+    return found
+
+
+def preset(source: str | Path) -> TeacherSource | None:
+    """What "family:preset" asks for; None for anything else."""
+    family, colon, name = str(source).partition(":")
+    return TeacherSource(family=family, preset=name) if colon and not Path(source).exists() else None
+
+
+def _marked(model: Family, place: Source) -> Family:
+    """The model with where it came from. A policy that lithe saved remembers where its own teacher came from."""
+    model.origin = model.origin or {"source": place.name, "revision": place.revision}
     return model
 
 
-def _foreign(folder: Path) -> Family:
-    """The policy of a folder that another project wrote."""
+def _foreign(folder: Path) -> Outline:
+    """The policy of a folder that another project wrote, before its weights are read."""
     try:
         return _recognised(folder)
     except (AttributeError, KeyError, TypeError) as error:
@@ -39,7 +83,7 @@ def _foreign(folder: Path) -> Family:
         ) from error
 
 
-def _recognised(folder: Path) -> Family:
+def _recognised(folder: Path) -> Outline:
     if (folder / _lerobot.CONFIG).is_file() and "type" in read_json(folder / _lerobot.CONFIG):
         kind = _lerobot.read_config(folder)["type"]
         if kind == _home.TYPE:
@@ -47,12 +91,12 @@ def _recognised(folder: Path) -> Family:
         families: list[Any] = [registry.get("families", name) for name in registry.names("families")]
         types = {kind: family for family in families for kind in family.lerobot_types}
         if kind in types:
-            return types[kind].from_lerobot(_lerobot.read(folder))
+            return types[kind].outline(_lerobot.read(folder))
         known = ", ".join(f"{name} ({family.name})" for name, family in types.items())
         raise ValueError(f"{folder} is a LeRobot policy of type {kind!r}, which lithe does not know; it knows {known}")
     if _openpi.recognise(folder):
         pi: Any = registry.get("families", "pi")
-        return pi.from_openpi(folder)
+        return pi.outline_openpi(folder)
     raise ValueError(
         f"{folder} is not a lithe policy folder: it has no {checkpoint.CARD}; it is not LeRobot's either (no "
         f"{_lerobot.CONFIG} with a type), nor openpi's (no weights beside assets/<id>/norm_stats.json): check the path"

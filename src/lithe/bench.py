@@ -81,12 +81,13 @@ def bench(
 ) -> dict[str, Any]:
     """Time policies against each other in one run; a Result of kind "bench".
 
-    policies: policy folders, "family:preset" for random weights, loaded families, or runtimes already attached.
-    names: one each (default: folder name, or family and depth). runs, warmup: iterations, each times every policy once
-    at either boundary. steps: denoise steps (None = each policy's own). views: live cameras (None = all the policy
-    has). runtime: for whatever is not a runtime yet. baseline: name of the policy ratios refer to (default: the first).
-    threads: of torch, restored afterwards. image: side of the camera pictures (None = the model's own, nothing to
-    resize). Device and dtype are those of the policies: attach a runtime beforehand to choose them.
+    policies: policy folders of lithe, LeRobot or openpi, hub ids, "family:preset" for random weights, loaded families,
+    or runtimes already attached. names: one each (default: folder name, or family and depth). runs, warmup: iterations,
+    each times every policy once at either boundary. steps: denoise steps (None = each policy's own). views: live
+    cameras (None = all the policy has). runtime: for whatever is not a runtime yet. baseline: name of the policy ratios
+    refer to (default: the first). threads: of torch, restored afterwards. image: side of the camera pictures (None =
+    the model's own, nothing to resize). Device and dtype are those of the policies: attach a runtime beforehand to
+    choose them.
 
     Raises ValueError for policies that differ in views or horizon, a name that is not there, or fewer than 2 runs.
     """
@@ -122,7 +123,7 @@ def bench(
 def load(source: str | Path) -> Family:
     """As `lithe.load`; a preset, never fitted to data, also gets statistics, so that it can run end to end."""
     model = api.load(source)
-    if not Path(source).exists():
+    if api.preset(source) is not None:
         spec, spread = model.spec, {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
         sizes = {"observation.state": spec.state_dim, "action": spec.action_dim}
         stats = {key: {name: np.full(size, x, np.float32) for name, x in spread.items()} for key, size in sizes.items()}

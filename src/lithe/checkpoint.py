@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,31 @@ CARD, WEIGHTS = "student.json", "model.safetensors"
 def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **about: Any) -> Path:
     """Write `model` as a policy folder, replacing an older one only once the new one is complete.
 
-    dtype: stored floating-point type (None = as in memory). about: JSON-able provenance (method, recipe hash, metrics).
+    dtype: stored floating-point type (None = as in memory). about: JSON-able provenance (method, recipe hash, metrics);
+    where a loaded teacher came from (`model.origin`) is written in any case.
     """
     tensors = {key: _stored(tensor, dtype) for key, tensor in model.state_dict().items()}
 
+    def put(path: Path) -> str:
+        save_file(tensors, path)
+        return sha256(path)
+
+    return write(model, folder, put, **about)
+
+
+def write(model: Family, folder: str | Path, put: Callable[[Path], str], **about: Any) -> Path:
+    """As `save`, with weights that need not be in memory: `put` writes them into a file and returns its SHA-256."""
+
     def fill(stage: Path) -> None:
-        save_file(tensors, stage / WEIGHTS)
+        digest = put(stage / WEIGHTS)
         model.save_extras(stage)
         card = {
             "format": FORMAT,
             "family": model.name,
             "config": model.describe(),
             "history": model.history,
-            "sha256": sha256(stage / WEIGHTS),
+            "sha256": digest,
+            **({"origin": model.origin} if model.origin else {}),
             **about,
         }
         files = {path.name: sha256(path) for path in sorted(stage.iterdir()) if path.name != WEIGHTS}
@@ -65,6 +78,7 @@ def skeleton(folder: Path) -> Family:
         with torch.device("meta"):
             model: Family = family.blank(card["config"], folder)
         surgery.replay(model, [surgery.parse(op) for op in card["history"]])
+        model.origin = card.get("origin")
     except (TypeError, KeyError, AttributeError, RuntimeError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder}/{CARD} or a file beside it is damaged ({error}): fetch or save the policy again"
@@ -119,20 +133,25 @@ def read_weights(folder: Path, digest: str) -> dict[str, torch.Tensor]:
 
 def fill(model: Family, tensors: dict[str, torch.Tensor], source: str, dtype: torch.dtype | None = None) -> None:
     """Give `model` exactly these tensors. Raises ValueError naming missing, extra and misshaped ones."""
-    wanted = model.state_dict()
-    problems = {
-        "missing": sorted(wanted.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - wanted.keys()),
-        "misshaped": sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape),
-    }
-    found = [f"{len(keys)} {what} tensors ({', '.join(keys[:3])})" for what, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"the weights in {source} do not fit the model: {'; '.join(found)}. Nothing was loaded")
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    check_fit(wanted, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, source)
     model.load_state_dict({key: _stored(tensor, dtype) for key, tensor in tensors.items()}, strict=True, assign=True)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # a non-persistent buffer is derived, e.g. SigLIP's position ids
             parent, _, key = name.rpartition(".")
             setattr(model.get_submodule(parent), key, _derived(key, buffer))
+
+
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raises ValueError naming tensors that are missing, extra or misshaped, from their names and shapes."""
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "misshaped": sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k]),
+    }
+    told = [f"{len(keys)} {what} tensors ({', '.join(keys[:3])})" for what, keys in problems.items() if keys]
+    if told:
+        raise ValueError(f"the weights in {source} do not fit the model: {'; '.join(told)}. Nothing was loaded")
 
 
 def _derived(key: str, buffer: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,15 @@ app = typer.Typer(
 )
 
 Policies = Annotated[
-    list[str], typer.Argument(help="Policy folders, each optionally as name=folder. The first is the reference.")
+    list[str],
+    typer.Argument(
+        help="Policy folders of lithe, LeRobot or openpi, or hub ids, each optionally as name=folder. The first is the "
+        "reference."
+    ),
 ]
+Method = Annotated[str, typer.Argument(help="Method, e.g. shallow_pi; `lithe list methods` shows all.")]
+Knobs = Annotated[list[str] | None, typer.Argument(help="Knobs of the method, e.g. keep=6.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. method.keep=6 train.steps=1000.")]
 
@@ -158,20 +165,43 @@ def bench(
 
 @app.command()
 def explain(
-    teacher: Annotated[str, typer.Argument(help="Policy folder, or family:preset such as pi:full.")],
+    teacher: Annotated[
+        str,
+        typer.Argument(help="Policy folder of lithe, LeRobot or openpi, hub id, or family:preset such as pi:full."),
+    ],
     method: Annotated[str | None, typer.Argument(help="Method, e.g. shallow_pi.")] = None,
-    knobs: Annotated[list[str] | None, typer.Argument(help="Knobs of the method, e.g. keep=6.")] = None,
+    knobs: Knobs = None,
 ) -> None:
     """Show what a method would do to a teacher: layers, parameters, FLOPs, bytes, what trains. Reads no weights."""
-    from lithe.api import method as build
     from lithe.explain import explain as run
-    from lithe.recipe import override
 
-    settings: dict[str, Any] = {}
-    for text in knobs or []:
-        override(settings, text)
-    chosen = build(method, **settings) if method else None
-    typer.echo(str(run(teacher, chosen)))
+    typer.echo(str(run(teacher, _method(method, knobs) if method else None)))
+
+
+@app.command()
+def cut(
+    source: Annotated[str, typer.Argument(help="Policy folder of lithe, LeRobot or openpi, or hub id.")],
+    method: Method,
+    knobs: Knobs = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the student; an older policy in it is replaced at the end.")
+    ] = Path("runs/cut/student"),
+    revision: Revision = None,
+) -> None:
+    """Cut layers out of a policy's file as a method would, without loading it, and write the student's folder.
+
+    Only what is kept is read and written, in the type it is stored in, so that a machine too small for the teacher can
+    do it. The student is NOT trained: it shows how fast and how large a cut would be (`lithe bench`, `lithe profile`),
+    and how bad it is before training (`lithe eval`). `lithe distill` cuts and trains in one go and needs no cut before.
+
+    Example: `lithe cut lerobot/pi05_libero shallow_pi keep=6 --out runs/l6`. See before with `lithe explain` what a
+    method would keep. Stopped or out of disk space, it leaves what was in the folder before.
+    """
+    from lithe.cut import cut as run
+    from lithe.cut import summary
+
+    document = run(source, _method(method, knobs), out, revision)
+    _finish(document, summary(document))
 
 
 @app.command()
@@ -196,7 +226,7 @@ def profile(
 def check(
     policy: Annotated[str, typer.Argument(help="Policy folder or hub id; - checks the data set alone.")],
     dataset: Annotated[str, typer.Argument(help="LeRobotDataset v3: folder or hub id.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    revision: Revision = None,
     fps: Annotated[float | None, typer.Option(help="Actions a second, where the policy does not say.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="Camera of the data set = the policy's name for it.")] = None,
     pictures: Annotated[int, typer.Option(help="Pictures to decode per camera; every file is looked into.")] = 2000,
@@ -301,6 +331,16 @@ def _finish(document: dict[str, Any], table: Any = None, path: Path | None = Non
     if path is not None:
         save(document, path)
     print(line(document))
+
+
+def _method(name: str, knobs: list[str] | None) -> Any:
+    from lithe.api import method
+    from lithe.recipe import override
+
+    settings: dict[str, Any] = {}
+    for text in knobs or []:
+        override(settings, text)
+    return method(name, **settings)
 
 
 def _named(policies: list[str]) -> tuple[list[str], list[str]]:

@@ -53,15 +53,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plays `episodes` episodes of every task with every policy and returns the Result.
 
-    policies: policy folders, or "name=folder"; `names` overrides. tasks: default the sim's own choice. seed: episode e
-    starts from seed + e. processes: default one a core; each holds one simulator and every policy. out: folder for
-    ledger.jsonl and videos/<policy>/<task>-<seed>.mp4; a killed evaluation continues from it, and more
-    episodes, tasks or policies may be added to it. None keeps nothing. videos: the first so many episodes a task and
-    policy. horizon: steps until an episode has failed. steps: denoise steps; replan: actions executed of each chunk;
-    None = the policy's own. against: the policy that the others are paired with, default the first. instructions:
-    task -> sentence given to the policies in place of the sim's. timeout: seconds after which an episode counts as
-    hung; like one whose process died it is played again, at most three times. Guard a script that calls this with
-    `if __name__ == "__main__":`, as processes are spawned.
+    policies: policy folders of lithe, LeRobot or openpi, or hub ids, each optionally as "name=folder"; `names`
+    overrides. tasks: default the sim's own choice. seed: episode e starts from seed + e. processes: default one a core;
+    each holds one simulator and every policy. out: folder for ledger.jsonl and videos/<policy>/<task>-<seed>.mp4; a
+    killed evaluation continues from it, and more episodes, tasks or policies may be added to it. None keeps nothing.
+    videos: the first so many episodes a task and policy. horizon: steps until an episode has failed. steps: denoise
+    steps; replan: actions executed of each chunk; None = the policy's own. against: the policy that the others are
+    paired with, default the first. instructions: task -> sentence given to the policies in place of the sim's. timeout:
+    seconds after which an episode counts as hung; like one whose process died it is played again, at most three times.
+    Guard a script that calls this with `if __name__ == "__main__":`, as processes are spawned.
 
     A row: {policy, success {rate, n, low, high}, paired {against, difference, low, high, n, same_start, steps},
     steps_to_success and jerk {median, mean, n, low, high}, tasks {task: the same without "policy"}}. same_start counts

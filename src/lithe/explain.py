@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lithe import api, checkpoint, result, surgery
+from lithe import api, result, surgery
 from lithe._tables import explain_table
 from lithe.families.base import Family
 from lithe.methods.base import Method
@@ -66,10 +66,11 @@ def explain(
 ) -> Explanation:
     """Before and after, from shapes alone.
 
-    teacher: a policy folder (its card is read, its weights are not), "family:preset", or a loaded family. method: None
-    describes the teacher only. views, text (prompt tokens, padding included), steps: of the chunk that is counted (None
-    = the model's own). dtype: of the weights that are streamed. freeze: parameter prefixes that the recipe freezes.
-    machines: {name: (FLOP/s, bytes/s)} for the floors, such as what `measure.ceilings` found here.
+    teacher: a policy folder of lithe, LeRobot or openpi or a hub id (of whose weights names and shapes are read at
+    most), "family:preset", or a loaded family. method: None describes the teacher only. views, text (prompt tokens,
+    padding included), steps: of the chunk that is counted (None = the model's own). dtype: of the weights that are
+    streamed. freeze: parameter prefixes that the recipe freezes. machines: {name: (FLOP/s, bytes/s)} for the floors,
+    such as what `measure.ceilings` found here.
 
     Raises ValueError for a cut this teacher does not allow, or a stage that trains parameters nobody has.
     """
@@ -91,14 +92,11 @@ def explain(
 
 
 def shapes(source: Family | str | Path) -> Family:
-    """The policy on the meta device: every name, shape and its history, no weights."""
+    """The policy on the meta device: every name, shape and its history, no weights; loaded or wherever it is."""
     if isinstance(source, Family):
         tensors = (*source.named_parameters(), *source.named_buffers())
         return copy.deepcopy(source, memo={id(t): _like(t) for _, t in tensors})
-    if Path(source).exists():
-        return checkpoint.skeleton(Path(source))
-    with torch.device("meta"):
-        return api.load(source)
+    return api.skeleton(source)
 
 
 def _like(tensor: Tensor) -> Tensor:

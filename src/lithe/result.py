@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-KINDS = ("collect", "train", "eval", "bench", "explain", "profile", "reproduce", "check")
+KINDS = ("collect", "train", "eval", "bench", "explain", "profile", "reproduce", "check", "cut")
 PACKAGES = ("lithe", "torch", "transformers", "numpy", "lerobot", "metaworld", "mujoco")
 
 

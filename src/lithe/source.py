@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ class Source:
     revision: str | None  # the commit, for a hub id
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Source:
+def resolve(source: str | Path, revision: str | None = None, without: Sequence[str] = tuple(NOT_DOWNLOADED)) -> Source:
     """The folder of a checkpoint, downloaded if need be. Raises ValueError when there is none or it is not safe.
 
-    source: a local folder, or "owner/name" on the model hub. revision: a branch, tag or commit of a hub id.
+    source: a local folder, or "owner/name" on the model hub. revision: a branch, tag or commit of a hub id. without:
+    patterns of files that are not downloaded.
     """
     folder = Path(source)
     if folder.exists():
@@ -51,28 +52,29 @@ def resolve(source: str | Path, revision: str | None = None) -> Source:
         raise ValueError(
             f"there is no folder {source}: it is not a lithe policy folder, it has no student.json; check the path"
         )
-    folder = _download(str(source), revision)
+    folder = _download(str(source), revision, without)
     _check_links(folder)
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
     return Source(folder, str(source), commit)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, without: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED)
+            snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=list(without))
         )
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         at = f" at {revision!r}" if revision else ""
         raise ValueError(
-            f"there is no folder {name} here, and the model hub did not give {name}{at} ({_first_line(error)}): check "
+            f"there is no folder {name} here, and the model hub did not give {name}{at} ({first_line(error)}): check "
             "the name; log in if it is private; without a network, name a local folder"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -198,7 +200,7 @@ def _fetch_tokenizer(folder: Path, name: str | None) -> tuple[Path, Path | None]
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         raise ValueError(
             f"the policy in {folder} needs the tokenizer of {name}, which is not on this machine and could not be "
-            f"fetched ({_first_line(error)}): accept its terms and log in on the model hub, or {put}"
+            f"fetched ({first_line(error)}): accept its terms and log in on the model hub, or {put}"
         ) from error
 
 

@@ -440,6 +440,26 @@ def test_an_openpi_checkpoint_acts_as_the_same_weights_in_lerobot(variant, shrin
     close(model.act(batch, noise), theirs)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "openpi"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_folder_is_cut_as_it_would_be_loaded_cut_and_saved(variant, kind, shrink, tmp_path, monkeypatch):
+    shrink(TINY)
+    monkeypatch.setattr("lithe.families._openpi.IMAGE", IMAGE)
+    folder = tmp_path / "policy"
+    if kind == "lerobot":
+        save(make_policy(variant), folder, monkeypatch)
+    else:
+        to_openpi(make_policy(variant), folder, action_horizon=HORIZON)
+    ops = [surgery.KeepLayers("trunk", (0, 2))]
+    expected = checkpoint.save(surgery.cut(lithe.load(folder), ops), tmp_path / "expected")
+    lithe.cut(folder, ops, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(expected)
+
+
 def test_openpi_normalises_by_its_own_formulas(shrink, tmp_path, monkeypatch):
     shrink(TINY)
     monkeypatch.setattr("lithe.families._openpi.IMAGE", IMAGE)

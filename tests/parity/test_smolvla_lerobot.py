@@ -435,6 +435,14 @@ def test_an_opened_policy_survives_lithes_own_folder(pair, tmp_path):
     assert torch.equal(again.actions(noise, batch), pair.ours.actions(noise, batch))
 
 
+def test_an_opened_policy_is_cut_as_it_would_be_loaded_cut_and_saved(pair, tmp_path):
+    ops = [KeepLayers("trunk", (0, 1, 3))]
+    expected = checkpoint.save(surgery.cut(lithe.load(pair.folder), ops), tmp_path / "expected")
+    lithe.cut(pair.folder, ops, tmp_path / "cut")
+    found, wanted = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (tmp_path / "cut", expected))
+    assert found == wanted
+
+
 def test_tied_words_are_found_under_either_name(tmp_path):
     """safetensors keeps one of two names of a shared tensor, and not the one a reader may expect."""
     vlm = write_vlm(tmp_path / "vlm", TINY_TEXT, TINY_VISION, scale=2, depth=4, tie_word_embeddings=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,8 +20,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
-from lithe import _entrants, checkpoint, result
+from lithe import _entrants, api, checkpoint, result
+from lithe._disk import sha256
 from lithe._ledger import Ledger, key
 from lithe._rollout import Job, Player, Setup, filmstrip, jerk, noise_seed
 from lithe._scores import rows
@@ -453,6 +458,95 @@ def test_a_policy_that_does_not_fit_is_refused(folders, tmp_path):
     (elsewhere / "normalization.json").unlink()
     with pytest.raises(ValueError, match=r"normalization.json is missing"):
         evaluate([elsewhere], "fake")
+
+
+def lerobot_policy(foreign, folder) -> Path:
+    """As `make_policy` makes them, in LeRobot's format."""
+    vision = {"image": 16, "patch": 8, "width": 32, "mlp": 16, "layers": 1, "heads": 16}
+    model = Pi.fresh("pico", vision=vision, cameras=FakeSim.cameras)
+    middle = np.array([0.3, 0.3, -0.25, 0.0])
+    stats = {"action": {"q01": (middle - 0.5).tolist(), "q99": (middle + 0.5).tolist()}}
+    return foreign.lerobot(model, folder, stats)
+
+
+def test_a_lerobot_policy_plays_the_episodes_of_the_same_policy_saved_by_lithe(foreign, tmp_path):
+    folder = lerobot_policy(foreign, tmp_path / "theirs")
+    own = checkpoint.save(api.load(folder), tmp_path / "ours")
+    document = evaluate([folder, own], "fake", ["reach-red"], episodes=3, processes=1, out=tmp_path / "out")
+    records = without_fingerprint(tmp_path / "out/ledger.jsonl")
+    for seed in range(3):
+        theirs, ours = (records[name, "reach-red", seed] for name in ("theirs", "ours"))
+        assert {**theirs, "policy": ""} == {**ours, "policy": ""}
+    theirs, ours = document["settings"]["policies"].values()
+    assert theirs["weights"] == sha256(folder / checkpoint.WEIGHTS) and theirs["fingerprint"] != ours["fingerprint"]
+    shared = ("family", "history", "chunk", "replan", "steps")
+    assert {key: theirs[key] for key in shared} == {key: ours[key] for key in shared}
+
+
+def test_a_hub_id_takes_part_under_its_own_name(foreign, canned, tmp_path, monkeypatch):
+    folder = lerobot_policy(foreign, tmp_path / "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(folder))
+    document = canned(["lab/policy", f"here={folder}"], episodes=1)
+    assert [row["policy"] for row in document["rows"]] == ["policy", "here"]
+    assert document["settings"]["policies"]["policy"] == document["settings"]["policies"]["here"]
+
+
+def test_the_fingerprint_of_a_foreign_policy_covers_all_it_acts_by(foreign, tmp_path):
+    terms: dict = {"replan": None, "steps": None}
+    folder, elsewhere = lerobot_policy(foreign, tmp_path / "policy"), tmp_path / "words"
+    elsewhere.mkdir()
+
+    def fingerprint(place=folder) -> str:
+        return _entrants.entrant("x", place, FakeSim, terms)["fingerprint"]
+
+    def edit_json(name, change) -> None:
+        data = json.loads((folder / name).read_text())
+        change(data)
+        (folder / name).write_text(json.dumps(data))
+
+    def edit_tensors(name, key) -> None:
+        tensors = {k: x.clone() for k, x in load_file(folder / name).items()}
+        tensors[key].view(-1)[0] += 0.5
+        (folder / name).unlink()
+        save_file(tensors, folder / name)
+
+    def move_words() -> None:
+        (folder / "tokenizer.json").rename(elsewhere / "tokenizer.json")
+        words = {"tokenizer_name": str(elsewhere)}
+        edit_json("policy_preprocessor.json", lambda data: data["steps"][2]["config"].update(words))
+
+    def edit_words() -> None:
+        made = Tokenizer.from_file(str(elsewhere / "tokenizer.json"))
+        made.add_tokens(["touch"])
+        made.save(str(elsewhere / "tokenizer.json"))
+
+    first = fingerprint()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == first
+    found = [first]
+    for change in (
+        lambda: edit_tensors("model.safetensors", "model.action_in_proj.bias"),
+        lambda: edit_json("config.json", lambda data: data.update(chunk_size=3)),
+        lambda: edit_tensors("before.safetensors", "observation.state.q01"),
+        lambda: edit_json("policy_preprocessor.json", lambda data: data["steps"][2]["config"].update(extra=1)),
+        move_words,
+        edit_words,
+    ):
+        change()
+        found.append(fingerprint())
+    assert len(set(found)) == 7
+    assert fingerprint(tmp_path / "copy") == first
+
+
+def test_the_fingerprint_of_a_policy_of_lithe_is_what_it_always_was(folders):
+    """Ledgers that were begun before must go on."""
+    terms: dict = {"replan": None, "steps": None}
+    card = json.loads((folders[0] / checkpoint.CARD).read_text())
+    policy = {key: card[key] for key in ("family", "config", "history", "sha256")}
+    beside = {name: sha256(folders[0] / name) for name in ("normalization.json", "tokenizer.json")}
+    identity = json.dumps([policy, beside, terms], sort_keys=True)
+    found = _entrants.entrant("x", folders[0], FakeSim, terms)
+    assert found["fingerprint"] == hashlib.sha256(identity.encode()).hexdigest() and found["steps"] == 3
 
 
 def test_rows_pair_episodes_and_leave_out_what_was_not_measured():

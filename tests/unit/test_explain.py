@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from importlib import import_module
-from typing import ClassVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import TensorInfo, filter_repo_objects
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lithe import api, checkpoint, surgery
 from lithe.explain import MACHINES, explain, shapes
 from lithe.families.pi import Pi
+from lithe.families.smolvla import SmolVLA
 from lithe.measure import PeakMemory
 from lithe.methods.base import Method, Stage
 from lithe.methods.finetune import Finetune
@@ -112,6 +120,113 @@ def test_a_folder_is_explained_without_its_weights(teacher, tmp_path, monkeypatc
     assert (before["depth"]["trunk"], after["depth"]["trunk"]) == (3, 2)
     assert after["layers"]["trunk.layers"] == [0, 2]
     assert before["parameters"] == surgery.cut(teacher, [KeepLayers("trunk", (0, 1, 3))]).cost().parameters
+
+
+VISION = {"image": 16, "patch": 8, "width": 32, "mlp": 16, "layers": 1, "heads": 16}
+
+
+@pytest.fixture(params=["lerobot", "openpi", "smolvla"])
+def other(request, foreign, tmp_path) -> Path:
+    """A policy folder of another project."""
+    if request.param == "smolvla":
+        return foreign.lerobot(SmolVLA.fresh("pico"), tmp_path / "policy", places=36)
+    if request.param == "openpi":
+        return foreign.openpi(Pi.fresh("pico", vision={**VISION, "image": 224, "patch": 56}), tmp_path / "policy")
+    return foreign.lerobot(Pi.fresh("pico", vision=VISION), tmp_path / "policy")
+
+
+def hollow(path: Path) -> None:
+    """Holes in a file system in place of all values: to read one of these weights is to be refused."""
+    size, content = path.stat().st_size, path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    os.truncate(path, size)
+
+
+class Sealed:
+    """A safetensors file that says what it holds and gives nothing of it."""
+
+    def __init__(self, path: Path, **settings: Any):
+        self.file, self.sealed = safe_open(path, **settings), path.name == checkpoint.WEIGHTS
+
+    def __enter__(self) -> Sealed:
+        self.file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.__exit__(*error)
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def get_slice(self, key: str) -> Any:
+        return SimpleNamespace(get_shape=self.file.get_slice(key).get_shape)
+
+    def get_tensor(self, key: str) -> Any:
+        assert not self.sealed, f"read the values of {key}"
+        return self.file.get_tensor(key)
+
+
+def test_policies_of_other_projects_are_explained_without_their_weights(other, monkeypatch):
+    loaded = api.load(other)
+    expected = explain(loaded, ShallowPi(keep=2)).document
+    hollow(other / checkpoint.WEIGHTS)
+    monkeypatch.setattr("lithe.source.safe_open", Sealed)
+    monkeypatch.setattr(checkpoint, "load_file", lambda path: pytest.fail("read the weights"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(other))
+    for name in (other, "lab/policy"):
+        found = explain(name, ShallowPi(keep=2)).document
+        assert {k: found[k] for k in ("name", "rows")} == {k: expected[k] for k in ("name", "rows")}
+    model = api.skeleton("lab/policy")
+    assert all(x.is_meta for x in model.parameters()) and model.origin["source"] == "lab/policy"
+    assert (model.describe(), model.spec) == (loaded.describe(), loaded.spec)
+    with pytest.raises(AssertionError, match="read the values"):
+        api.load(other)
+
+
+def test_of_a_policy_on_the_hub_no_weights_are_downloaded(foreign, tmp_path, monkeypatch):
+    """Only what a download would bring without them, and the header that the hub gives of the file."""
+    folder = foreign.lerobot(Pi.fresh("pico", vision=VISION), tmp_path / "policy")
+    expected, content = explain(folder, ShallowPi(keep=2)).rows, (folder / checkpoint.WEIGHTS).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    (folder / checkpoint.WEIGHTS).unlink()
+    asked = []
+
+    def download(name: str, **settings: Any) -> str:
+        files = [checkpoint.WEIGHTS, "model-00001-of-00002.safetensors", "before.safetensors", "config.json"]
+        patterns = {key: settings[key] for key in ("allow_patterns", "ignore_patterns")}
+        assert list(filter_repo_objects(files, **patterns)) == files[2:]
+        return str(folder)
+
+    def describe(name: str, file: str, revision: str | None) -> Any:
+        asked.append((name, file, revision))
+        return SimpleNamespace(tensors={key: TensorInfo(**about) for key, about in header.items()})
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.parse_safetensors_file_metadata", describe)
+    before = sorted(folder.iterdir())
+    assert explain("lab/policy", ShallowPi(keep=2)).rows == expected
+    model = api.skeleton("lab/policy", "v1")
+    assert model.origin == {"source": "lab/policy", "revision": "v1"} and sorted(folder.iterdir()) == before
+    assert asked == [("lab/policy", checkpoint.WEIGHTS, None), ("lab/policy", checkpoint.WEIGHTS, "v1")]
+
+    def refuse(*args: Any, **settings: Any) -> Any:
+        raise EntryNotFoundError("404 there is no such file\nand more")
+
+    monkeypatch.setattr("huggingface_hub.parse_safetensors_file_metadata", refuse)
+    with pytest.raises(ValueError, match=r"header of model.safetensors of lab/policy \(404 there is no such file\)"):
+        explain("lab/policy")
+
+
+def test_names_and_shapes_of_other_projects_weights_must_fit(foreign, tmp_path):
+    folder = foreign.lerobot(Pi.fresh("pico", vision=VISION), tmp_path / "policy")
+    tensors = load_file(folder / checkpoint.WEIGHTS)
+    for change, words in (
+        ({"model.spare": torch.ones(1)}, "does not know"),
+        ({"model.action_in_proj.bias": torch.ones(3)}, "misshaped"),
+    ):
+        save_file({**tensors, **change}, folder / checkpoint.WEIGHTS)
+        with pytest.raises(ValueError, match=words):
+            explain(folder)
 
 
 def test_the_full_policy_takes_two_seconds_and_no_memory():

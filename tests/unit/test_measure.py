@@ -332,6 +332,20 @@ def test_a_real_run_states_everything_and_is_json(pico, tmp_path):
         assert 0 < row["share_of_floor"] < 1
 
 
+def test_policies_of_other_projects_are_timed_as_they_are(foreign, tmp_path, monkeypatch):
+    monkeypatch.setattr(B, "ceilings", lambda device, dtype: {"flops_per_s": 1e9, "bytes_per_s": 1e9})
+    vision = {"image": 16, "patch": 8, "width": 32, "mlp": 16, "layers": 1, "heads": 16}
+    stats = {"action": {"q01": [3.0] * 4, "q99": [5.0] * 4}}
+    folder = foreign.lerobot(Pi.fresh("pico", vision=vision), tmp_path / "policy", stats)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(folder))
+    document = B.bench([folder, "lab/other"], runs=2, warmup=0)
+    assert [row["policy"] for row in document["rows"]] == ["policy", "other"]
+    assert document["rows"][0]["flops"] == document["rows"][1]["flops"]
+    for name in (folder, "lab/other"):  # only presets get statistics that nobody measured
+        assert B.load(name).normalizer.stats["action"]["q99"].tolist() == [5.0] * 4
+    assert B.load("pi:pico").normalizer.stats["action"]["q99"].tolist() == [1.0] * 4
+
+
 def test_each_policy_s_own_number_of_steps_is_told(pico, time):
     document = B.bench([Planted(pico, time)], runs=2, warmup=0)
     assert document["settings"]["steps"] == pico.config.steps

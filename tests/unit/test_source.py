@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lithe
-from lithe import source
+from lithe import api, source, surgery
+from lithe.data.fake import FakeData
+from lithe.distill import distill
 from lithe.families import _lerobot, _pi_names
 from lithe.families.pi import Pi, PiConfig
+from lithe.methods.finetune import Finetune
 
 STATE, ACTION = 3, 2
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -177,6 +181,28 @@ def test_a_hub_id_is_downloaded_at_a_revision_and_its_commit_is_kept(policy, tmp
         "checkpoints/000100/model.safetensors",
     ]
     assert list(filter_repo_objects(wanted + never, **patterns)) == wanted
+
+
+def test_where_a_teacher_came_from_stays_with_its_students(policy, tmp_path, monkeypatch):
+    """Loaded, distilled, saved, loaded again and cut once more: the origin is the published checkpoint."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(policy))
+    origin = {"source": "lab/policy", "revision": "v1"}
+    data = FakeData(cameras=("top",), size=16, state_dim=STATE, action_dim=ACTION)
+    train = lithe.Train(steps=1, batch=2, warmup=0, precision="fp32")
+    student = distill(lithe.load("lab/policy", "v1"), Finetune(keep=3), data, train, tmp_path / "run")
+    lithe.save(student, tmp_path / "saved")
+    for folder in (tmp_path / "run/student", tmp_path / "saved"):
+        assert json.loads((folder / "student.json").read_text())["origin"] == origin
+    again: Any = lithe.load(tmp_path / "saved")
+    assert again.origin == origin and api.skeleton(tmp_path / "saved").origin == origin
+    lithe.save(surgery.cut(again, Finetune(keep=2).cut(again)), tmp_path / "smaller")
+    assert json.loads((tmp_path / "smaller/student.json").read_text())["origin"] == origin
+    fresh: Any = lithe.load("pi:pico")
+    fresh.fit_to(data.stats, data.tasks, fresh.spec.cameras)
+    lithe.save(fresh, tmp_path / "fresh")
+    assert "origin" not in json.loads((tmp_path / "fresh/student.json").read_text())
+    own: Any = lithe.load(tmp_path / "fresh")
+    assert own.origin == {"source": str(tmp_path / "fresh"), "revision": None}
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch):
@@ -400,7 +426,12 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 @pytest.mark.parametrize("file", ["config.json", BEFORE, AFTER])
 def test_no_damaged_setting_ends_in_a_traceback(policy, file, monkeypatch):
     """Any value replaced by one of another kind, or gone: the policy loads, or one sentence says why not."""
-    monkeypatch.setattr(Pi, "_filled", lambda config, *rest: PiConfig.parse(config))  # the weights are sound
+
+    def outlined(config, *rest):  # the weights are sound
+        PiConfig.parse(config)
+        return SimpleNamespace(filled=lambda: SimpleNamespace(origin=None))
+
+    monkeypatch.setattr(Pi, "_outlined", outlined)
     monkeypatch.setattr("lithe.registry.entry_points", lambda **about: ())  # looking for plug-ins takes longest
     sound, refusals = json.loads((policy / file).read_text()), 0
     for n, path in enumerate(places(sound)):

@@ -151,7 +151,7 @@ class LithePolicy(PreTrainedPolicy):
         start = self._noise(self.model, samples[TASK]) if noise is None else noise
         seen = replace(inputs, actions_BHA=None)
         chunk = self.model.act(seen, start.to(self._device), steps=self.config.num_steps, **given)
-        return self.model.actions(chunk).to(self._device)
+        return self.model.actions(chunk, seen).to(self._device)
 
     def supports_rtc(self) -> bool:
         """Whether `prev_chunk_left_over` is obeyed: by every student that denoises its chunk."""

@@ -315,9 +315,14 @@ def tensors(folder: Path, names: Callable[[str], str | None]) -> dict[str, Tenso
                 raise ValueError(f"{folder}: {key} holds other things than finite numbers: the file is damaged")
             # copies lie on aligned addresses: kernels choose by alignment, and the last bits of a result with it
             found[name], came[name] = tensor.to(torch.float32, copy=True), key
-    if unknown:
+    refuse_unknown(folder, unknown)
+    return found
+
+
+def refuse_unknown(folder: Path, keys: list[str]) -> None:
+    """Raises ValueError naming stored tensors that nobody knows, if there are any."""
+    if keys:
         raise ValueError(
-            f"{folder} holds {len(unknown)} tensors that the model does not know ({', '.join(unknown[:3])}): it was "
+            f"{folder} holds {len(keys)} tensors that the model does not know ({', '.join(keys[:3])}): it was "
             "made by another version or for another model"
         )
-    return found

@@ -25,7 +25,7 @@ class Family(nn.Module, ABC):
     presets: ClassVar[tuple[str, ...]]  # ready-made sizes for `fresh`
     stacks: ClassVar[tuple[Stack, ...]]
     vision_prefixes: ClassVar[tuple[str, ...]]  # parameters of the vision path that `see` uses
-    lerobot_types: ClassVar[tuple[str, ...]] = ()  # "type" of the LeRobot policies that `from_lerobot` reads
+    lerobot_types: ClassVar[tuple[str, ...]] = ()  # "type" of the LeRobot policies that `outline` reads
     guided: ClassVar[bool] = False  # whether `act` takes a `guide`
 
     history: list[dict[str, Any]]  # surgery so far, in the form surgery.dump writes

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lithe import checkpoint, source
+from lithe import source
 from lithe.families import _cost, _flow, _lerobot, _openpi, _pi_names, _prompt, _vision
 from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths, block_mask, rope
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
+from lithe.families._outline import Outline
 from lithe.families._routing import mix, record, running
 from lithe.recipe import strict
 from lithe.surgery import Stack
@@ -148,10 +149,15 @@ class Pi(FlowFamily):
     @classmethod
     def from_lerobot(cls, policy: _lerobot.PolicyFolder) -> Pi:
         """The policy of a LeRobot folder, in float32. Raises ValueError for one that would act differently here."""
+        return cls.outline(policy).filled()
+
+    @classmethod
+    def outline(cls, policy: _lerobot.PolicyFolder) -> Outline:
+        """The same without its weights."""
         config = _pi_names.settings(policy, source.shapes(policy.folder))
         modes = {"observation.state": policy.modes["STATE"].lower(), "action": policy.modes["ACTION"].lower()}
         normalizer = _prompt.Normalizer(modes, policy.stats, "lerobot")
-        return cls._filled(config, policy.folder, normalizer, policy.tokenizer)
+        return cls._outlined(config, policy.folder, normalizer, policy.tokenizer)
 
     @classmethod
     def from_openpi(cls, folder: str | Path, **settings: Any) -> Pi:
@@ -160,16 +166,21 @@ class Pi(FlowFamily):
         settings: horizon (openpi's action_horizon), replan, asset (whose statistics), cameras (the observation's names
         for base, left and right wrist), state_in_prompt (pi05's discrete_state_input; its LIBERO models have False).
         """
-        return cls._filled(*_openpi.read(Path(folder), **settings))
+        return cls.outline_openpi(folder, **settings).filled()
 
     @classmethod
-    def _filled(cls, config: dict[str, Any], folder: Path, normalizer: _prompt.Normalizer, tokenizer: Tokenizer) -> Pi:
+    def outline_openpi(cls, folder: str | Path, **settings: Any) -> Outline:
+        """The same without its weights."""
+        return cls._outlined(*_openpi.read(Path(folder), **settings))
+
+    @classmethod
+    def _outlined(
+        cls, config: dict[str, Any], folder: Path, normalizer: _prompt.Normalizer, tokenizer: Tokenizer
+    ) -> Outline:
         with torch.device("meta"):
             model = cls(PiConfig.parse(config))
-        names = _pi_names.names(model.state_dict(), model.config.variant, source.shapes(folder))
-        checkpoint.fill(model, _lerobot.tensors(folder, names), str(folder), torch.float32)
         model.normalizer, model.tokenizer = normalizer, tokenizer
-        return model.eval()
+        return Outline(model, folder, _pi_names.names(model.state_dict(), model.config.variant, source.shapes(folder)))
 
     @property
     def default_mode(self) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lithe import checkpoint, source
+from lithe import source
 from lithe.families import _cost, _flow, _lerobot, _prompt, _smolvla_names, _smolvlm, _vision
 from lithe.families._attention import KeyValue
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
+from lithe.families._outline import Outline
 from lithe.families._routing import mix, record, running
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
 from lithe.surgery import Stack
@@ -79,6 +81,11 @@ class SmolVLA(FlowFamily):
 
         Raises ValueError for one that would act differently here.
         """
+        return cls.outline(policy).filled()
+
+    @classmethod
+    def outline(cls, policy: _lerobot.PolicyFolder) -> Outline:
+        """The same without its weights."""
         shapes = source.shapes(policy.folder)
         config = SmolVLAConfig.parse(_smolvla_names.settings(policy, shapes))
         words = policy.tokenizer.get_vocab_size()
@@ -86,16 +93,14 @@ class SmolVLA(FlowFamily):
             raise ValueError(f"{policy.folder}: the tokenizer knows {words} words, the model {config.vocabulary}")
         with torch.device("meta"):
             model = cls(config)
-        names = _smolvla_names.names(shapes, model.state_dict(), config.expert_every)
-        weights = _lerobot.tensors(policy.folder, names)
-        for key in [key for key in weights if key.endswith(_smolvla_names.PLACES)]:
-            across = config.vision.image // config.vision.patch
-            weights[key] = _smolvla_names.place_patches(weights[key], across)
-        checkpoint.fill(model, weights, str(policy.folder), torch.float32)
         modes = {"observation.state": policy.modes["STATE"].lower(), "action": policy.modes["ACTION"].lower()}
         model.normalizer = _prompt.Normalizer(modes, policy.stats, config.convention)
         model.tokenizer = policy.tokenizer
-        return model.eval()
+        across = config.vision.image // config.vision.patch
+        places = partial(_smolvla_names.place_patches, across=across)
+        convert = {name: places for name in model.state_dict() if name.endswith(_smolvla_names.PLACES)}
+        names = _smolvla_names.names(shapes, model.state_dict(), config.expert_every)
+        return Outline(model, policy.folder, names, convert)
 
     @property
     def loss_dims(self) -> int:
