@@ -20,21 +20,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lithe._disk import sha256, with_advice, write_atomically, write_folder
+from lithe._shards import like
 
 STATE, POSITION = "state.safetensors", "position.json"
 
 
 class Run:
-    """Reads and writes one run folder."""
+    """Reads and writes one run folder. Of several processes only the main one writes."""
 
-    def __init__(self, out: str | Path, identity: dict[str, Any], keep: int = 2):
+    def __init__(self, out: str | Path, identity: dict[str, Any], keep: int = 2, main: bool = True):
         self.out, self.keep = Path(out), keep
         identity = json.loads(json.dumps(identity))  # tuples become lists, as on disk
         known = self.out / "recipe.json"
         if known.exists() and _parsed(known) != identity:
             raise ValueError(f"{self.out} holds a run of another recipe: choose another --out, or delete that folder")
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, json.dumps(identity, indent=1).encode())
+        if main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(known, json.dumps(identity, indent=1).encode())
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -48,27 +50,43 @@ class Run:
             place = {"step": step, **position}
             (stage / POSITION).write_text(json.dumps({**place, "sha256": _digest(stage, place)}))
 
-        write_folder(self.out / "checkpoints" / f"{step:08d}", fill)
+        write_folder(self._folder(step), fill)
         for old in self.checkpoints()[: -self.keep]:
             shutil.rmtree(old)
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest sound checkpoint, or None. Metrics written after it are dropped: those steps will be run again.
+        """Tensors and position of the newest sound checkpoint, or None; see `newest`."""
+        step = self.newest()
+        return None if step < 0 else self.read(step)
+
+    def newest(self) -> int:
+        """Step of the newest sound checkpoint, -1 for none. Later metrics are dropped: those steps will be run again.
 
         Raises ValueError when there are checkpoints and all of them are damaged.
         """
         found = self.checkpoints()
         for folder in reversed(found):
             if _sound(folder):
-                position = json.loads((folder / POSITION).read_text())
-                self._forget(position["step"])
-                stored = load_file(folder / STATE)
-                return {key: tensor.clone() for key, tensor in stored.items()}, position  # aligned, as in checkpoint.py
+                step = json.loads((folder / POSITION).read_text())["step"]
+                self._forget(step)
+                return step
             print(f"lithe: {folder} is damaged; going on from the checkpoint before it", file=sys.stderr)
         if found:
             raise ValueError(f"all checkpoints in {self.out} are damaged: delete that folder and start again")
         self._forget(0)
-        return None
+        return -1
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and position of the checkpoint of a step, which the main process found sound."""
+        folder = self._folder(step)
+        if not folder.is_dir():
+            raise ValueError(f"this process does not see {folder}: choose an --out on a disk that all machines share")
+        stored = load_file(folder / STATE)
+        position = json.loads((folder / POSITION).read_text())
+        return {key: tensor.clone() for key, tensor in stored.items()}, position  # aligned, as in checkpoint.py
+
+    def _folder(self, step: int) -> Path:
+        return self.out / "checkpoints" / f"{step:08d}"
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line of metrics."""
@@ -135,9 +153,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Put back what `optimizer_tensors` took, in shards where the parameters are."""
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        place = parameters[int(index)]
+        state.setdefault(int(index), {})[key] = tensor if key == "step" else like(place, tensor)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,12 +1,13 @@
 """The trainer: cuts a student out of a teacher and trains it, stage by stage. It names no method, family or loss.
 
-Batches and draws are functions of (seed, step), so a resumed run repeats the interrupted one exactly. Teacher and
-student get the same draw. Metrics always go to metrics.jsonl; trackers are extra. A signal only sets a flag: the step
-in progress ends, a checkpoint is written, and the run stops.
+Batches and draws are functions of (seed, step, sample), so a resumed run repeats the interrupted one exactly, on any
+number of processes. Teacher and student get the same draw. Metrics always go to metrics.jsonl; trackers are extra. A
+signal only sets a flag: the step in progress ends, all processes agree, a checkpoint is written, and the run stops.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import signal
@@ -17,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lithe import checkpoint, surgery
+from lithe import _processes, _shards, checkpoint, surgery
 from lithe._run import Run, optimizer_tensors, pack, restore_optimizer, unpack
 from lithe.data.base import Data, batch_indices
 from lithe.families.base import Family
 from lithe.measure import Clock
 from lithe.methods.base import Method, Stage
 from lithe.recipe import Train
-from lithe.teacher import Teacher, same_vision
+from lithe.teacher import Teacher, light, same_vision
 from lithe.types import Batch, Draw
 
 LOG_EVERY = 10
@@ -47,16 +47,17 @@ def distill(
     out: str | Path | None = None,
     identity: dict[str, Any] | None = None,
 ) -> Family:
-    """Train the student that `method` cuts out of `teacher`; returns it in eval mode on the CPU.
+    """Train the student that `method` cuts out of `teacher`; returns it in eval mode on the CPU, in every process.
 
     out: run folder (checkpoints, metrics, the student); an existing one of the same identity is resumed. None keeps
     nothing. identity: JSON-able description of the run, usually the resolved recipe. Raises ValueError for settings
-    that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite.
+    that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite. Of several
+    processes all take part, and the main one writes.
     """
     student = surgery.cut(teacher, method.cut(teacher))
     trainer = Trainer(student, teacher, method, data, train, out) if method.stages() else None
     identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
-    run = Run(out, identity, train.keep_checkpoints) if out else None
+    run = Run(out, identity, train.keep_checkpoints, _processes.join().is_main_process) if out else None
     if trainer is None:
         return student.eval()
     with _stop_on_signal() as stop:
@@ -70,55 +71,80 @@ class Trainer:
     def __init__(
         self, student: Family, teacher: Family, method: Method, data: Data, train: Train, out: str | Path | None = None
     ):
-        self.stages, self.step = list(plan(method.stages(), train.steps)), 0
+        self.stages, self.step, self.stopping = list(plan(method.stages(), train.steps)), 0, False
         check(train, data, student, self.stages)
-        self.accelerator = Accelerator(
-            gradient_accumulation_steps=train.accumulate,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-            log_with=list(train.trackers) or None,
-            project_dir=str(out) if out else None,
-        )
+        self.rows, self.sharding = _processes.rows(train.batch), _shards.plugin()
+        self.accelerator = _processes.accelerator(train, out)
         if train.trackers:
             self.accelerator.init_trackers("lithe")
         self.device = self.accelerator.device
-        self.student, self.method, self.data, self.train = student.train().to(self.device), method, data, train
-        self.teacher = Teacher(teacher.to(self.device)) if method.needs_teacher else None
+        self.blank = _shards.skeleton(student.train())
+        self.student, self.method, self.data, self.train = student, method, data, train
+        if not self.sharding:  # which moves it piece by piece
+            self.student.to(self.device)
+        self.teacher = Teacher(self._placed(teacher)) if method.needs_teacher else None
         self.aux = method.aux(teacher).to(self.device)
+        self._check_aux()
         self.student_taps, self.teacher_taps = method.taps(student, teacher)
-        self.averaged = {k: p.detach().clone() for k, p in student.named_parameters()} if train.ema else {}
+        self.averaged: dict[str, Tensor] = {}
         self.clock = Clock(self.device)
         for stage, _, _ in self.stages:
             self._choose(stage)  # a prefix that names nothing is refused before anything is written
 
+    def _placed(self, teacher: Family) -> Family:
+        """The teacher on the device; on a GPU whose autocast would round its weights at every step, rounded once."""
+        rounded = self.train.precision == "bf16" and self.device.type == "cuda"
+        return light(teacher, self.device) if rounded else teacher.to(self.device)
+
+    def _check_aux(self) -> None:
+        """Auxiliary modules begin equal in all processes; they are not sharded."""
+        parameters = list(self.aux.parameters())
+        if self.sharding and parameters:
+            raise ValueError("this method trains auxiliary modules, which are not sharded: launch without --use_fsdp")
+        _processes.equalise((*parameters, *self.aux.buffers()))
+
     def fit(self, run: Run | None, stop: list[bool]) -> None:
         """Run every remaining step; a finished run only gets its weights back."""
-        saved = run.last() if run else None
+        newest = _processes.on_main(run.newest) if run else -1
+        saved = run.read(newest) if run and newest >= 0 else None
         if run and saved:
-            self._restore(*saved)
-            if self.accelerator.is_main_process:
-                self._publish(run)  # a kill may have come between the checkpoint and the student made from it
+            tensors, position = saved
+            self._restore(tensors, position)
+            # a kill may have come between the checkpoint and the student made from it
+            _processes.on_main(lambda: self._publish(run, tensors))
         bar = tqdm(
-            total=self.train.steps, initial=self.step, desc=self.method.__class__.__name__, disable=None, unit="step"
+            total=self.train.steps,
+            initial=self.step,
+            desc=self.method.__class__.__name__,
+            disable=None if self.accelerator.is_main_process else True,
+            unit="step",
         )
         for stage, first, last in self.stages:
             if self.step < last:
                 self._open(stage, saved)
-                saved = None
+                saved = None  # its memory, too
                 self._stage(stage, first, last, run, stop, bar)
         bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _restore(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         """Position and weights of a checkpoint."""
         self.step = position["step"]
         checkpoint.fill(self.student, unpack("student", tensors), "the checkpoint")
-        self.student.to(self.device)
+        if not self.sharding:
+            self.student.to(self.device)
         self.aux.load_state_dict(unpack("aux", tensors), strict=True)
-        self.averaged = {name: tensor.to(self.device) for name, tensor in unpack("averaged", tensors).items()}
+        self.averaged = unpack("averaged", tensors)
 
     def _open(self, stage: Stage, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
         """Choose what trains, make the optimiser, restore its state from a checkpoint of this stage."""
         tensors, position = saved or ({}, {})
+        if self.sharding:
+            _shards.shard(self.student, self.device, self.sharding)
+        if self.train.ema:
+            named = self.student.named_parameters()
+            self.averaged = {name: _shards.like(p, self.averaged.get(name, p)) for name, p in named}
         self.trained = self._choose(stage)
         self.share_vision = self.teacher is not None and same_vision(self.student, self.teacher.model)
         optimizer = torch.optim.AdamW(
@@ -130,7 +156,10 @@ class Trainer:
         )
         if position.get("stage") == stage.name:
             restore_optimizer(optimizer, unpack("optimizer", tensors))
-        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        if self.sharding:
+            self.model, self.optimizer = self.student, self.accelerator.prepare_optimizer(optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
 
     def _choose(self, stage: Stage) -> list[nn.Parameter]:
         """Set requires_grad for a stage. Raises ValueError when a prefix names nothing."""
@@ -156,21 +185,20 @@ class Trainer:
                 self.clock.lap("data")
                 if self.step + 1 < last:
                     upcoming = loader.submit(self._load, self.step + 1)
-                terms = self._update(stage, batch, draw, schedule(self.step - first, last - first, self.train))
+                terms = self._update(stage, batch, draw, schedule(self.step - first, last - first, self.train), stop)
                 self.step += 1
-                self._after(stage, terms, run, stop, bar, last)
+                self._after(stage, terms, run, bar, last)
 
     def _load(self, step: int) -> tuple[Batch, Draw]:
-        """The batch and the draw of a step: a function of (seed, step, process) alone."""
-        t, rank, world = self.train, self.accelerator.process_index, self.accelerator.num_processes
-        indices = batch_indices(t.seed, step, t.batch, len(self.data))[rank::world]
+        """This process's part of a step, its batch and its draw: a function of (seed, step, sample) alone."""
+        t, rows = self.train, self.rows
+        indices = batch_indices(t.seed, step, t.batch, len(self.data))[rows.start : rows.stop]
         batch = self.student.batch(self.data.samples(indices, self.student.spec.horizon))
-        generator = torch.Generator().manual_seed((t.seed * 1_000_003 + step) * 1_009 + rank)
-        return batch, self.student.draw(batch, generator, t.draws, t.augment)
+        return batch, _processes.draw(self.student, batch, rows, t, step)
 
-    def _update(self, stage: Stage, batch: Batch, draw: Draw, lr: float) -> dict[str, Tensor]:
+    def _update(self, stage: Stage, batch: Batch, draw: Draw, lr: float, stop: list[bool]) -> dict[str, float]:
         """One forward and backward pass, and an optimiser step when the accumulation is full."""
-        batch, draw = batch.to(self.device), _draw_to(draw, self.device)
+        batch, draw = batch.to(self.device), draw.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.lr * stage.lr * lr
         with self.accelerator.accumulate(self.model):
@@ -181,24 +209,34 @@ class Trainer:
                 expected = self.teacher(batch, self.method.asked(draw), self.teacher_taps) if self.teacher else None
                 out = self.model(batch, draw, self.student_taps)
             terms = self.method.loss(self.student, out, expected, stage)
-            total = torch.stack(list(terms.values())).sum()
-            self._demand_finite({**{f"the loss {name}": term for name, term in terms.items()}, "the loss": total})
-            self.accelerator.backward(total)
+            values = self._agree(terms, stop)
+            self.accelerator.backward(torch.stack(list(terms.values())).sum())
             if self.accelerator.sync_gradients:
-                norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained, self.train.clip))
-                self._demand_finite({"the gradient": norm})
-                terms = {**terms, "gradient_norm": norm}
+                _processes.mean_gradients(self.aux.parameters())
+                norm = _shards.whole(torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip))
+                values["gradient_norm"] = float(norm)
+                self._demand_finite({"the gradient": values["gradient_norm"]})
             self.optimizer.step()
             self.optimizer.zero_grad()
         self._average()
-        return {name: term.detach() for name, term in terms.items()}
+        return values
 
-    def _demand_finite(self, values: dict[str, Tensor]) -> None:
-        """Raises FloatingPointError before a bad value reaches the weights."""
-        if not torch.isfinite(torch.stack(list(values.values()))).all():
-            bad = next(name for name, value in values.items() if not torch.isfinite(value))
+    def _agree(self, terms: dict[str, Tensor], stop: list[bool]) -> dict[str, float]:
+        """The mean of every term over all processes, which stop together when one of them was asked to."""
+        asked = torch.tensor(float(bool(stop)), device=self.device)
+        sent = torch.stack([*(term.detach().float() for term in terms.values()), asked])
+        *means, asking = _processes.mean(sent).tolist()
+        self.stopping = asking > 0
+        values = dict(zip(terms, means, strict=True))
+        self._demand_finite({**{f"the loss {name}": value for name, value in values.items()}, "the loss": sum(means)})
+        return values
+
+    def _demand_finite(self, values: dict[str, float]) -> None:
+        """Raises FloatingPointError before a bad value reaches the weights; in all processes, for they agree on it."""
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
             raise FloatingPointError(
-                f"{bad} is not finite at step {self.step}: look for NaN in the data, or lower train.lr; "
+                f"{bad[0]} is not finite at step {self.step}: look for NaN in the data, or lower train.lr; "
                 "the last checkpoint is intact"
             )
 
@@ -210,55 +248,56 @@ class Trainer:
             if name in self.averaged:
                 self.averaged[name].lerp_(parameter, 1 - decay)
 
-    def _after(
-        self, stage: Stage, terms: dict[str, Tensor], run: Run | None, stop: list[bool], bar: Any, last: int
-    ) -> None:
+    def _after(self, stage: Stage, values: dict[str, float], run: Run | None, bar: Any, last: int) -> None:
         """Log, checkpoint, notice a request to stop."""
         bar.update()
         logged = self.step % LOG_EVERY == 0 or self.step == last
         if logged:
-            values = {name: round(float(term), 6) for name, term in terms.items()}
+            values = {name: round(value, 6) for name, value in values.items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
             self.accelerator.log(values, step=self.step)
             if run and self.accelerator.is_main_process:
                 steps, self.logged = self.step - self.logged, self.step
                 times = {f"{part}_s": round(seconds / steps, 4) for part, seconds in self.clock.take().items()}
-                run.log(
-                    {
-                        "step": self.step,
-                        "stage": stage.name,
-                        "lr": self.optimizer.param_groups[0]["lr"],
-                        **values,
-                        **times,
-                    }
-                )
-        stopping = bool(stop) and self.step % self.train.accumulate == 0  # half of an accumulation is not saved
-        due = stopping or self.step % self.train.save_every == 0 or self.step == last
-        if run and due and self.accelerator.is_main_process:
+                rate = self.optimizer.param_groups[0]["lr"]
+                run.log({"step": self.step, "stage": stage.name, "lr": rate, **values, **times})
+        stopping = self.stopping and self.step % self.train.accumulate == 0  # half of an accumulation is not saved
+        if run and (stopping or self.step % self.train.save_every == 0 or self.step == last):
             self.save(run, stage)
         if stopping:
             where = f"; the same command goes on from step {self.step} in {run.out}" if run else ""
             raise Interrupted(f"stopped at step {self.step} of {self.train.steps}{where}")
 
     def save(self, run: Run, stage: Stage) -> None:
-        """Checkpoint first, then the student folder made from it."""
-        parts = {"student": self.student.state_dict(), "aux": self.aux.state_dict(), "averaged": self.averaged}
-        tensors = {k: v for prefix, part in parts.items() for k, v in pack(prefix, part).items()}
-        tensors |= pack("optimizer", optimizer_tensors(self.optimizer.optimizer))
-        run.save(self.step, tensors, {"stage": stage.name})
-        self._publish(run)
+        """Checkpoint first, then the student folder made from it; written by the main process, gathered from all."""
+        parts = {**self._weights(), "aux": self.aux.state_dict()}
+        parts["optimizer"] = optimizer_tensors(self.optimizer.optimizer)
+        packed = {k: v for prefix, part in parts.items() for k, v in pack(prefix, part).items()}
+        tensors = _shards.gathered(packed, keep=self.accelerator.is_main_process)
 
-    def _publish(self, run: Run) -> None:
+        def write() -> None:
+            run.save(self.step, tensors, {"stage": stage.name})
+            self._publish(run, tensors)
+
+        _processes.on_main(write)
+
+    def _publish(self, run: Run, tensors: dict[str, Tensor]) -> None:
         about: dict[str, Any] = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
-        checkpoint.save(self.result(), run.out / "student", **about)
+        checkpoint.save(self._filled(tensors), run.out / "student", **about)
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        return {"student": self.student.state_dict(), "averaged": self.averaged}
+
+    def _filled(self, tensors: dict[str, Tensor]) -> Family:
+        """The student as it would be used, from a checkpoint's tensors: averaged weights where averaging is on."""
+        student = copy.deepcopy(self.blank)
+        checkpoint.fill(student, {**unpack("student", tensors), **unpack("averaged", tensors)}, "this run")
+        return student.eval().requires_grad_(False)
 
     def result(self) -> Family:
-        """A copy of the student as it would be used: averaged weights where averaging is on."""
-        student = surgery.cut(self.student, []).cpu()
-        for name, parameter in student.named_parameters():
-            if name in self.averaged:
-                parameter.data.copy_(self.averaged[name])
-        return student.eval().requires_grad_(False)
+        """A copy of the student as it would be used; every process must ask for it."""
+        packed = {k: v for prefix, part in self._weights().items() for k, v in pack(prefix, part).items()}
+        return self._filled(_shards.gathered(packed))
 
 
 def check(train: Train, data: Data, student: Family, stages: list[tuple[Stage, int, int]]) -> None:
@@ -307,10 +346,6 @@ def schedule(step: int, steps: int, train: Train) -> float:
 
 def _settings(method: Method) -> dict[str, Any]:
     return {"name": type(method).__module__.rpartition(".")[2], **dataclasses.asdict(method)}
-
-
-def _draw_to(draw: Draw, device: torch.device) -> Draw:
-    return Draw(draw.view_BVCYX.to(device), draw.noise_BRHA.to(device), draw.time_BR.to(device))
 
 
 @contextmanager

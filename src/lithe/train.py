@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lithe import api, card, checkpoint, result
+from lithe._processes import in_turn, join, on_main
 from lithe._run import Run
+from lithe.data.base import Data
 from lithe.distill import distill
+from lithe.families.base import Family
 from lithe.recipe import Recipe
 
 
@@ -16,16 +19,28 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     """Run a recipe to its end, resuming what `out` (default runs/<name>) holds; returns the Result.
 
     A teacher given as a preset starts from random weights and adopts the data's statistics and words; a teacher given
-    as a source is loaded, and its own statistics stay. The policy lands in <out>/student.
+    as a source is loaded, and its own statistics stay. The policy lands in <out>/student. Of several processes all
+    train, the main one writes, and each returns the same Result.
     """
     out = Path(out or Path("runs") / recipe.name)
-    data = api.data(**recipe.data)
-    teacher = api.fresh(recipe.teacher) if recipe.teacher.preset else api.load(str(recipe.teacher.source))
-    if recipe.teacher.preset:
-        teacher.fit_to(data.stats, data.tasks, data.cameras)
-    method = recipe.build_method()
+    teacher, data = in_turn(lambda: _inputs(recipe))
     identity = {"recipe": recipe.resolved(), "hash": recipe.hash}
-    student = distill(teacher, method, data, recipe.train, out, identity)
+    student = distill(teacher, recipe.build_method(), data, recipe.train, out, identity)
+    on_main(lambda: _finish(recipe, student, len(data), out))
+    return result.load(out / "result.json")
+
+
+def _inputs(recipe: Recipe) -> tuple[Family, Data]:
+    data = api.data(**recipe.data)
+    if not recipe.teacher.preset:
+        return api.load(str(recipe.teacher.source)), data
+    teacher = api.fresh(recipe.teacher)
+    teacher.fit_to(data.stats, data.tasks, data.cameras)
+    return teacher, data
+
+
+def _finish(recipe: Recipe, student: Family, frames: int, out: Path) -> None:
+    """Write the policy folder with its card, and the Result."""
     checkpoint.save(
         student,
         out / "student",
@@ -36,9 +51,10 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
         steps=recipe.train.steps,
     )
     card.write(out / "student", recipe.name)
-    document = result.make("train", recipe.name, recipe.resolved(), [summary(out, len(data))], recipe.hash)
+    count = join().num_processes
+    more = {"processes": count} if count > 1 else {}
+    document = result.make("train", recipe.name, recipe.resolved(), [summary(out, frames)], recipe.hash, **more)
     result.save(document, out / "result.json")
-    return document
 
 
 def summary(out: Path, frames: int) -> dict[str, Any]:

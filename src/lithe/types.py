@@ -7,6 +7,7 @@ S state dimensions, L layers, Q action queries of all draws (R*H), K attention h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -28,8 +29,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
+        return _each(self, lambda tensor: tensor.to(device))
+
+    def take(self, rows: slice | list[int]) -> Batch:
+        """Only these samples."""
+        return _each(self, lambda tensor: tensor[rows])
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -49,6 +53,21 @@ class Draw:
 
     def with_features(self, features_BND: Tensor) -> Draw:
         return replace(self, features_BND=features_BND)
+
+    def to(self, device: torch.device | str) -> Draw:
+        """The same draw on another device."""
+        return _each(self, lambda tensor: tensor.to(device))
+
+    def take(self, rows: slice | list[int]) -> Draw:
+        """Only these samples."""
+        return _each(self, lambda tensor: tensor[rows])
+
+    @staticmethod
+    def join(draws: list[Draw]) -> Draw:
+        """The samples of all of these, none of which has features yet, in their order."""
+        assert all(draw.features_BND is None for draw in draws)
+        views, noises, times = zip(*((d.view_BVCYX, d.noise_BRHA, d.time_BR) for d in draws))
+        return draws[0] if len(draws) == 1 else Draw(torch.cat(views), torch.cat(noises), torch.cat(times))
 
     def first(self, draws: int) -> Draw:
         """The same view with only the first noise draws. Raises ValueError when there are not that many."""
@@ -146,6 +165,12 @@ class Cost:
     def floor_ms(self, flops_per_s: float, bytes_per_s: float) -> dict[str, float]:
         """Roofline per component in ms: the slower of arithmetic and traffic; launches and activations are free."""
         return {k: 1e3 * max(self.flops[k] / flops_per_s, self.bytes[k] / bytes_per_s) for k in self.flops}
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A Batch or a Draw with every tensor that it has changed."""
+    present = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
+    return replace(value, **{name: change(tensor) for name, tensor in present.items()})
 
 
 Observation = dict[str, Any]  # LeRobot keys: "observation.images.<camera>" uint8 HWC, "observation.state", "task"
