@@ -15,7 +15,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 # The checkout's path is part of the stamp: a copied tree carries a .venv whose scripts point at the original.
-stamp() { { cat pyproject.toml constraints.txt scripts/setup.sh; pwd -P; } | cksum | tr -d ' '; }
+stamp() { { cat pyproject.toml plugins/*/pyproject.toml constraints.txt scripts/setup.sh; pwd -P; } | cksum | tr -d ' '; }
 
 as_root() { # runs a command as root where that needs no password
   if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo -n "$@"; else return 1; fi
@@ -81,7 +81,7 @@ main() {
     fail ".venv holds another Python than $PYTHON_VERSION, for which the pins are; remove .venv, then try again"
   fi
   say "installing the pinned dependencies (several GB the first time)"
-  "$uv" pip install --quiet --python .venv/bin/python -e ".[all]" -c constraints.txt >&2 ||
+  "$uv" pip install --quiet --python .venv/bin/python -e ".[all]" -e plugins/lerobot_policy_lithe -c constraints.txt >&2 ||
     fail "the dependencies could not be installed (see above)"
   if ! can_render && { ! apt_install "${RENDER_PACKAGES[@]}" || ! can_render; }; then
     say "simulators cannot render here: run 'apt-get install ${RENDER_PACKAGES[*]}' as root; everything else works"

@@ -260,7 +260,7 @@ def test_pictures_state_and_words_are_prepared_bit_for_bit(pair, sizes):
     images, masks = pair.reference.prepare_images(theirs)
     shown = pair.reference.config.add_image_special_tokens or pair.reference.config.empty_cameras == 0
     count = len(images) if shown else 2
-    assert torch.equal(pair.ours._view(ours), torch.stack(images[:count], dim=1))
+    assert torch.equal(pair.ours._view(ours.images_BVCYX), torch.stack(images[:count], dim=1))
     assert torch.equal(ours.live_BV, torch.stack(masks[:count], dim=1))
     assert torch.equal(ours.state_BS, pair.reference.prepare_state(theirs))
     tokens, mask = (theirs[f"observation.language.{key}"] for key in ("tokens", "attention_mask"))

@@ -361,7 +361,7 @@ def test_cameras_of_different_sizes_are_prepared_as_alone():
     def view(*cameras: str) -> Tensor:
         batch = model.observe([{**rest, **{f"observation.images.{c}": seen[c] for c in cameras}}])
         assert batch.live_BV.tolist() == [[True] * len(cameras)]
-        return model._view(batch)
+        return model._view(batch.images_BVCYX)
 
     both = view("corner2", "gripperPOV")
     assert torch.equal(both[:, :1], view("corner2")) and torch.equal(both[:, 1:], view("gripperPOV"))
