@@ -124,10 +124,11 @@ def test_no_more_workers_than_jobs(crew, tmp_path):
 
 
 CALLER = """
-import sys, troubled_jobs
+import signal, sys, troubled_jobs
 from contextlib import closing
 from lithe._crew import played
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     jobs = [(0, ""), (1, ""), (2, "asleep")]
     with closing(played(troubled_jobs.opener, sys.argv[1], jobs, 2, 600.0)) as records:
         list(records)
