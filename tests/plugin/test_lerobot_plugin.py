@@ -20,7 +20,7 @@ import torch
 pytest.importorskip("lerobot", reason="the plug-in is LeRobot's: install lithe[lerobot]")
 
 import lithe
-from lithe import _home, api, checkpoint, surgery
+from lithe import _home, api, checkpoint, registry, surgery
 from lithe._rollout import noise_seed
 from lithe.collect import collect
 from lithe.families.pi import Pi
@@ -58,7 +58,9 @@ def pusher(home) -> Path:
 @pytest.fixture(scope="module")
 def student(home) -> Path:
     sentences = [FakeSim.instruction(task) for task in FakeSim.tasks()]
-    return make_student(home / "student", FakeSim.cameras, sentences, method={"name": "shallow_pi"}, step=5, steps=9)
+    middle, reach = (0.2, -0.1, 0.3, 0.0), (0.5, 1.5, 1.0, 0.8)  # so that the robot's units are not the model's
+    about = {"method": {"name": "shallow_pi"}, "step": 5, "steps": 9}
+    return make_student(home / "student", FakeSim.cameras, sentences, middle, reach, **about)
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +318,22 @@ def test_the_gate_of_lerobot_rollout_lets_it_pass(student):
         assert not supports_rtc_inference(policy)
     finally:
         type(policy.model).guided = was
+
+
+def test_every_family_that_says_so_can_be_steered():
+    guided = [family for name in registry.names("families") if (family := registry.get("families", name)).guided]
+    assert {"pi", "smolvla"} <= {family.name for family in guided}
+    for family in guided:
+        model, times = family.fresh("pico").eval(), []
+        noise = model.noise(1, torch.Generator().manual_seed(0))
+
+        def halt(x, time, velocity, times=times):
+            assert velocity.shape == x.shape and velocity.abs().max() > 0
+            times.append(time)
+            return torch.zeros_like(velocity)
+
+        assert torch.equal(model.act(model.example(1), noise, steps=4, guide=halt), noise)
+        assert times == [1.0, 0.75, 0.5, 0.25]
 
 
 @pytest.fixture
