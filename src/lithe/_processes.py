@@ -23,7 +23,7 @@ from lithe.families.base import Family
 from lithe.recipe import Train
 from lithe.types import Batch, Draw
 
-GROUP = 8  # samples that share one generator; part of what a seed means. One each would cost five times as much
+GROUP = 8  # samples that share one generator; part of what a seed means. One each would double the cost of a draw
 PATIENCE = timedelta(hours=2)  # the others wait while the main process downloads, decodes or writes a checkpoint
 FAILED = -(2**62)
 KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
