@@ -1,8 +1,9 @@
 """Tensors of a safetensors file as ranges of bytes, and a new file put together from such ranges.
 
 Values pass through a few small buffers and are never in memory together. While one block is written, two threads look
-at it: SHA-256 takes it in, and numbers that are not finite are searched for. What comes out is byte for byte what
-safetensors itself writes: widest type first, then by name. Nothing here knows about models.
+at it: SHA-256 takes it in, and numbers that are not finite are searched for. A third keeps the disk busy meanwhile.
+What comes out is byte for byte what safetensors itself writes: widest type first, then by name. Nothing here knows
+about models.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO, RawIOBase
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 BLOCK, BLOCKS = 8 << 20, 4  # bytes of one, and how many are on their way
+FLUSH = 256 << 20  # bytes after which the disk is asked to begin; left to itself it would wait for the last one
 # Bytes of each type, in the order in which safetensors lays tensors out.
 SIZES = {"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U16": 2, "I16": 2}
 SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
@@ -98,10 +102,9 @@ def write(target: Path, origin: Path, pieces: Mapping[str, Piece]) -> str:
         origin.open("rb", buffering=0) as old,
         target.open("wb", buffering=0) as new,
         tqdm(total=total, unit="B", unit_scale=True, desc="cut", disable=None) as bar,
-        ThreadPoolExecutor(1) as hasher,  # one thread each: SHA-256 needs its blocks in order
-        ThreadPoolExecutor(1) as judge,
+        ExitStack() as threads,  # which end before the files are closed
     ):
-        pipe = _Pipe(new, origin, hasher, judge, bar)
+        pipe = _Pipe(new, origin, bar, threads)
         pipe.run(BytesIO(head), len(head))
         for name in order:
             piece = pieces[name]
@@ -156,9 +159,12 @@ class _Slot:
 class _Pipe:
     """Copies streams into a file, block by block through a ring of buffers."""
 
-    def __init__(self, new: RawIOBase, path: Path, hasher: ThreadPoolExecutor, judge: ThreadPoolExecutor, bar: tqdm):
-        self.new, self.path, self.hasher, self.judge, self.bar = new, path, hasher, judge, bar
+    def __init__(self, new: RawIOBase, path: Path, bar: tqdm, threads: ExitStack):
+        self.new, self.path, self.bar = new, path, bar
+        # one thread each: SHA-256 needs its blocks in order
+        self.hasher, self.judge, self.flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self.digest, self.slots = hashlib.sha256(), deque(_Slot() for _ in range(BLOCKS))
+        self.waiting, self.flushing = 0, _Slot(bytearray())
 
     def run(self, stream: RawIOBase | BytesIO, size: int, place: Range | None = None) -> None:
         """place: the tensor that these bytes are, whose numbers must be finite."""
@@ -171,6 +177,7 @@ class _Pipe:
             if place and place.dtype in EXPONENTS:
                 slot.jobs.append(self.judge.submit(_demand_finite, block, self.path, place))
             self._put(block)
+            self._flush(len(block))
             self.bar.update(len(block))
             size -= len(block)
 
@@ -178,9 +185,16 @@ class _Pipe:
         while block:
             block = block[self.new.write(block) or 0 :]
 
+    def _flush(self, count: int) -> None:
+        """Has the disk begin with what is there, unless it still does."""
+        self.waiting += count
+        if self.waiting >= FLUSH and all(job.done() for job in self.flushing.jobs):
+            self.flushing.free()
+            self.flushing.jobs, self.waiting = [self.flusher.submit(os.fsync, self.new.fileno())], 0
+
     def finish(self) -> str:
         """SHA-256 of all that was written. Raises what was found in the last blocks."""
-        for slot in self.slots:
+        for slot in (*self.slots, self.flushing):
             slot.free()
         return self.digest.hexdigest()
 

@@ -2,7 +2,7 @@
 
 A policy of random weights is written to disk tensor by tensor, in LeRobot's layout and in bf16. Always run: a policy of
 200 MB, and the full one as a file of holes, which can be explained and not read. With LITHE_FULL_SIZE=<folder> (on a
-disk with 15 GB to spare) the full one is really written, cut several times, each time beside two copies of the bytes
+disk with 22 GB to spare) the full one is really written, cut several times, each time beside two copies of the bytes
 that are kept, and full-size.json, a Result, is left in that folder. Run as a script this file measures one call in a
 process of its own: `python test_full_size.py explain|cut SOURCE KEEP [OUT]`.
 """
@@ -104,7 +104,7 @@ def test_a_cut_holds_nothing_of_what_it_copies(foreign, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(FULL not in os.environ, reason=f"set {FULL} to a folder with 15 GB to spare")
+@pytest.mark.skipif(FULL not in os.environ, reason=f"set {FULL} to a folder with 22 GB to spare")
 def test_full_size(foreign):
     home = Path(os.environ[FULL])
     teacher, student, copies = home / "teacher", home / "student", [home / "copy-1", home / "copy-2"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,7 @@ def the_long_way(folder: Path, method: Any, out: Path, dtype: torch.dtype | None
 @pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)
 def test_it_is_the_folder_that_loading_cutting_and_saving_writes(kind, dtype, tmp_path, foreign, monkeypatch):
     monkeypatch.setattr(_ranges, "BLOCK", 1000)  # most tensors take several blocks, and the ring goes round
+    monkeypatch.setattr(_ranges, "FLUSH", 20_000)
     folder = kind(tmp_path, foreign, dtype)
     document = cut(folder, METHOD, tmp_path / "out")
     expected = the_long_way(folder, METHOD, tmp_path / "expected", dtype)
@@ -399,6 +402,22 @@ def test_a_full_disk_or_ctrl_c_leaves_what_was_there(error, policy, older, monke
         with pytest.raises(type(error), match="the disk is full" if isinstance(error, OSError) else None):
             cut(policy, METHOD, older)
         assert contents(older) == before and not list(older.parent.glob(".*"))
+
+
+def test_a_disk_that_fails_late_is_noticed(policy, older, monkeypatch):
+    """What the kernel took may still not fit: the disk says so when it is asked to write."""
+    before, flush = contents(older), os.fsync
+
+    def fail(handle: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            return flush(handle)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_ranges, "FLUSH", 1)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        cut(policy, METHOD, older)
+    assert contents(older) == before and not list(older.parent.glob(".*"))
 
 
 # -- the verb --------------------------------------------------------------------------------------------------------
