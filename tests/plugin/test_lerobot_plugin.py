@@ -272,6 +272,19 @@ def test_actions_are_queued_and_reset_forgets_them(student):
     assert not torch.equal(policy.select_action(other), first[:, 2]), "the third action is of a new chunk"
     policy.reset()
     assert len(policy._queue) == 0
+    fresh = [torch.Generator().manual_seed(noise_seed(batch["task"][0], episode)) for episode in (2, 3)]
+    noise = torch.cat([policy.model.noise(1, generator) for generator in fresh])
+    assert torch.equal(policy.predict_action_chunk(other), policy.predict_action_chunk(other, noise))
+
+
+def test_pictures_arrive_as_they_were_taken():
+    from lerobot_policy_lithe.modeling_lithe import _pixels
+
+    taken = torch.arange(256).view(1, 1, 8, 32).expand(2, 3, -1, -1).to(torch.uint8)
+    wanted = taken.permute(0, 2, 3, 1).numpy()
+    for given in (taken, taken.float() / 255, (taken.float() + 0.4) / 255, (taken.float() - 0.4) / 255):
+        pixels = _pixels(given)
+        assert np.array_equal(pixels, wanted) and pixels.flags.c_contiguous
 
 
 def test_episodes_draw_the_noise_of_lithe_eval(student):
