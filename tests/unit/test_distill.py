@@ -580,11 +580,20 @@ def test_kill_9_at_any_moment_changes_nothing(killable, tmp_path):
             checkpoint.load(folder)
         assert killable(out) >= 0
         assert agree(out, tmp_path / "whole"), f"killed at event {at}"
-    kills = 0
-    for _ in range(6):
-        kills += killable(tmp_path / "often", after_s=rng.uniform(0.1, 0.9) * whole_s) == -signal.SIGKILL
-    killable(tmp_path / "often")
-    assert agree(tmp_path / "often", tmp_path / "whole") and kills
+    kills, share = 0, 0.9
+    for attempt in range(30):  # a kill that came too late only says that the machine was faster than a moment ago
+        out = tmp_path / f"often{kills // 4}"
+        killed = killable(out, after_s=rng.uniform(0.1, share) * whole_s) == -signal.SIGKILL
+        kills, share = kills + killed, share if killed else share / 2
+        if not killed:
+            assert agree(out, tmp_path / "whole"), f"attempt {attempt}"
+            shutil.rmtree(out)
+        if kills == 8:
+            break
+    assert kills >= 4
+    for out in tmp_path.glob("often*"):
+        killable(out)
+        assert agree(out, tmp_path / "whole")
 
 
 # -- the teacher's seam ------------------------------------------------------------------------------------------------
