@@ -283,6 +283,7 @@ class Trainer:
 
     def _publish(self, run: Run, tensors: dict[str, Tensor]) -> None:
         about: dict[str, Any] = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
+        about["fps"] = self.data.fps
         checkpoint.save(self._filled(tensors), run.out / "student", **about)
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:

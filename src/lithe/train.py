@@ -26,7 +26,7 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     teacher, data = in_turn(lambda: _inputs(recipe))
     identity = {"recipe": recipe.resolved(), "hash": recipe.hash}
     student = distill(teacher, recipe.build_method(), data, recipe.train, out, identity)
-    on_main(lambda: _finish(recipe, student, len(data), out))
+    on_main(lambda: _finish(recipe, student, data, out))
     return result.load(out / "result.json")
 
 
@@ -39,7 +39,7 @@ def _inputs(recipe: Recipe) -> tuple[Family, Data]:
     return teacher, data
 
 
-def _finish(recipe: Recipe, student: Family, frames: int, out: Path) -> None:
+def _finish(recipe: Recipe, student: Family, data: Data, out: Path) -> None:
     """Write the policy folder with its card, and the Result."""
     checkpoint.save(
         student,
@@ -49,11 +49,12 @@ def _finish(recipe: Recipe, student: Family, frames: int, out: Path) -> None:
         recipe_hash=recipe.hash,
         step=recipe.train.steps,
         steps=recipe.train.steps,
+        fps=data.fps,
     )
     card.write(out / "student", recipe.name)
     count = join().num_processes
     more = {"processes": count} if count > 1 else {}
-    document = result.make("train", recipe.name, recipe.resolved(), [summary(out, frames)], recipe.hash, **more)
+    document = result.make("train", recipe.name, recipe.resolved(), [summary(out, len(data))], recipe.hash, **more)
     result.save(document, out / "result.json")
 
 

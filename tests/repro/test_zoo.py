@@ -17,6 +17,8 @@ TEACHER = ROOT / "zoo" / "pi05-mini-metaworld"
 FAUCETS = ["faucet-open-v3", "faucet-close-v3"]
 SWAPPED = {"faucet-open-v3": "Rotate the faucet clockwise", "faucet-close-v3": "Rotate the faucet counter-clockwise"}
 
+SHORT = {"episodes": 4, "seed": 500, "processes": 2, "horizon": 100}  # solved after about 60 steps, or not at all
+
 
 def rate(document: dict, task: str) -> float:
     return document["rows"][0]["tasks"][task]["success"]["rate"]
@@ -27,16 +29,26 @@ def test_the_teacher_is_small_and_carries_its_papers():
     card = json.loads((TEACHER / CARD).read_text())
     proof = result.load(TEACHER / "eval.json")
     assert card["history"] == []
+    assert card["step"] == card["steps"]
     assert proof["settings"]["policies"]["teacher"]["weights"] == card["sha256"], "the Result is of other weights"
     assert (TEACHER / "README.md").is_file()
     assert lithe.load(TEACHER).depth() == 12
 
 
+def test_the_result_beside_it_says_what_is_promised():
+    proof = result.load(TEACHER / "eval.json")
+    row = proof["rows"][0]
+    assert len(row["tasks"]) >= 8
+    assert all(task["success"]["n"] >= 50 for task in row["tasks"].values())
+    assert row["success"]["rate"] >= 0.90
+    assert min(task["success"]["rate"] for task in row["tasks"].values()) >= 0.70
+
+
 @pytest.mark.timeout(300)
 def test_swapping_the_instruction_changes_what_it_does():
     """The two faucet tasks show the same scene: only the sentence tells which way to turn."""
-    told = evaluate([TEACHER], tasks=FAUCETS, episodes=6, seed=500, processes=2)
-    fooled = evaluate([TEACHER], tasks=FAUCETS, episodes=6, seed=500, processes=2, instructions=SWAPPED)
+    told = evaluate([TEACHER], tasks=FAUCETS, **SHORT)
+    fooled = evaluate([TEACHER], tasks=FAUCETS, **SHORT, instructions=SWAPPED)
     for task in FAUCETS:
         assert rate(told, task) >= 0.5
         assert rate(fooled, task) <= rate(told, task) - 0.5

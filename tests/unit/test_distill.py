@@ -615,3 +615,8 @@ def test_auxiliary_modules_are_trained_saved_and_never_shipped(tmp_path):
     tensors, _, on_disk = everything(tmp_path / "run")
     assert unpack("aux", tensors).keys() == {"head.weight", "head.bias"}
     assert not any("head" in key for key in (*student.state_dict(), *on_disk))
+
+
+def test_a_student_remembers_the_rate_of_its_data(tmp_path):
+    train(tmp_path / "run")
+    assert checkpoint.read_card(tmp_path / "run" / "student")["fps"] == fake().fps
