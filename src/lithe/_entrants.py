@@ -89,16 +89,19 @@ def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> d
 def _identity(folder: Path, model: Family) -> tuple[dict[str, Any], dict[str, str]]:
     """What a policy is, and the digests of the files beside its weights.
 
-    A card tells for a policy that lithe saved. Else it is what lithe would save of it, tokenizer and statistics
-    included wherever they came from, and all JSON and processor states of the folder.
+    A card tells for a policy that lithe saved; what was laid beside it later, such as its evaluation, is no part of it.
+    Else it is what lithe would save of it, tokenizer and statistics included wherever they came from, and all JSON and
+    processor states of the folder.
     """
     from lithe import _home, checkpoint
     from lithe.source import weights
 
     if (folder / checkpoint.CARD).is_file():
         card = checkpoint.read_card(folder)
+        files = card.get("files")  # verified by read_card; the first version listed none
         other = {checkpoint.CARD, *_home.FILES}  # lithe does not read LeRobot's files
-        beside = {p.name: sha256(p) for p in sorted(folder.glob("*.json")) if p.name not in other}
+        beside = files or {p.name: sha256(p) for p in sorted(folder.glob("*.json"))}
+        beside = {name: digest for name, digest in sorted(beside.items()) if name not in other}
         return {key: card[key] for key in ("family", "config", "history", "sha256")}, beside
     path = weights(folder)
     policy = {"family": model.name, "config": model.describe(), "history": model.history, "sha256": sha256(path)}

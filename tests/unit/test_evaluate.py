@@ -412,6 +412,8 @@ def test_a_fingerprint_stands_for_weights_preprocessing_and_settings(folders, ca
     copy = make_policy(tmp_path / "copy", 0, 0.3)
     assert fingerprint(copy) == first
     assert fingerprint(copy, seed=5) == first
+    (copy / "eval.json").write_text("{}")  # laid beside it later
+    assert fingerprint(copy) == first
     others = [fingerprint(folders[1]), fingerprint(copy, replan=1), fingerprint(make_policy(tmp_path / "n", 0, 0.31))]
     assert len({first, *others}) == 4
 
