@@ -98,10 +98,9 @@ def _identity(folder: Path, model: Family) -> tuple[dict[str, Any], dict[str, st
 
     if (folder / checkpoint.CARD).is_file():
         card = checkpoint.read_card(folder)
-        files = card.get("files")  # verified by read_card; the first version listed none
         other = {checkpoint.CARD, *_home.FILES}  # lithe does not read LeRobot's files
-        beside = files or {p.name: sha256(p) for p in sorted(folder.glob("*.json"))}
-        beside = {name: digest for name, digest in sorted(beside.items()) if name not in other}
+        files = checkpoint.listed(card) or {path.name: sha256(path) for path in folder.glob("*.json")}
+        beside = {name: files[name] for name in sorted(files) if name not in other}
         return {key: card[key] for key in ("family", "config", "history", "sha256")}, beside
     path = weights(folder)
     policy = {"family": model.name, "config": model.describe(), "history": model.history, "sha256": sha256(path)}

@@ -105,13 +105,18 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def _verify(folder: Path, card: dict[str, Any]) -> None:
     """Raises ValueError unless the card and the files beside it are as they were written."""
-    files = card.get("files")  # the first version wrote none
-    files = files if isinstance(files, dict) else {}
+    files = listed(card)
     found = {path.name: sha256(path) for path in folder.iterdir() if path.name in files and path.is_file()}
     found[CARD] = _digest({key: value for key, value in card.items() if key != "files"})
     for name, digest in files.items():
         if found.get(name) != digest:
             raise ValueError(f"{folder / name} is missing, truncated or changed since it was saved: fetch it again")
+
+
+def listed(card: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the card and of each file that was saved beside it; nothing in a card of the first version."""
+    files = card.get("files")
+    return files if isinstance(files, dict) else {}
 
 
 def _digest(card: dict[str, Any]) -> str:

@@ -282,9 +282,14 @@ class Trainer:
         _processes.on_main(write)
 
     def _publish(self, run: Run, tensors: dict[str, Tensor]) -> None:
-        about: dict[str, Any] = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
-        about["fps"] = self.data.fps
-        checkpoint.save(self._filled(tensors), run.out / "student", **about)
+        checkpoint.save(
+            self._filled(tensors),
+            run.out / "student",
+            method=_settings(self.method),
+            step=self.step,
+            steps=self.train.steps,
+            fps=self.data.fps,
+        )
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         return {"student": self.student.state_dict(), "averaged": self.averaged}

@@ -17,8 +17,6 @@ TEACHER = ROOT / "zoo" / "pi05-mini-metaworld"
 FAUCETS = ["faucet-open-v3", "faucet-close-v3"]
 SWAPPED = {"faucet-open-v3": "Rotate the faucet clockwise", "faucet-close-v3": "Rotate the faucet counter-clockwise"}
 
-SHORT = {"episodes": 4, "seed": 500, "processes": 2, "horizon": 100}  # solved after about 60 steps, or not at all
-
 
 def rate(document: dict, task: str) -> float:
     return document["rows"][0]["tasks"][task]["success"]["rate"]
@@ -47,8 +45,8 @@ def test_the_result_beside_it_says_what_is_promised():
 @pytest.mark.timeout(300)
 def test_swapping_the_instruction_changes_what_it_does():
     """The two faucet tasks show the same scene: only the sentence tells which way to turn."""
-    told = evaluate([TEACHER], tasks=FAUCETS, **SHORT)
-    fooled = evaluate([TEACHER], tasks=FAUCETS, **SHORT, instructions=SWAPPED)
+    told = evaluate([TEACHER], tasks=FAUCETS, episodes=6, seed=500, processes=2)
+    fooled = evaluate([TEACHER], tasks=FAUCETS, episodes=6, seed=500, processes=2, instructions=SWAPPED)
     for task in FAUCETS:
         assert rate(told, task) >= 0.5
         assert rate(fooled, task) <= rate(told, task) - 0.5
