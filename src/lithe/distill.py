@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lithe import _processes, _shards, checkpoint, surgery
+from lithe._calibration import settled
 from lithe._run import Run, optimizer_tensors, pack, restore_optimizer, unpack
 from lithe.data.base import Data, batch_indices
 from lithe.families.base import Family
@@ -54,9 +55,10 @@ def distill(
     that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite. Of several
     processes all take part, and the main one writes.
     """
+    identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
+    method, identity = settled(method, teacher, data, out, identity)
     student = surgery.cut(teacher, method.cut(teacher))
     trainer = Trainer(student, teacher, method, data, train, out) if method.stages() else None
-    identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
     run = Run(out, identity, train.keep_checkpoints, _processes.join().is_main_process) if out else None
     if trainer is None:
         return student.eval()

@@ -207,6 +207,8 @@ def test_the_whole_loss_does_not_see_padding(variant):
 
 CHANGES = {
     "keep": 3,
+    "by": "first",
+    "layers": (1, 2),
     "task": 2.0,
     "velocity": 0.5,
     "attention": 0.3,

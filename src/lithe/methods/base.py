@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.surgery import Op
 from lithe.types import Draw, Out, Tap
@@ -34,6 +35,13 @@ class Method(ABC):
 
     paper: ClassVar[str]  # where it comes from, in one line
     needs_teacher: ClassVar[bool] = True  # False: the loss reads nothing from the teacher, which then does not run
+
+    def calibrated(self, teacher: Family, data: Data) -> Method:
+        """This method, or a copy with what its cut needs to know from data filled into its knobs.
+
+        The trainer asks once, before `cut`, which so stays pure data: it raises ValueError while something is missing.
+        """
+        return self
 
     @abstractmethod
     def cut(self, teacher: Family) -> list[Op]:
