@@ -27,7 +27,7 @@ from lithe._run import Run, optimizer_tensors, pack, restore_optimizer, unpack
 from lithe.data.base import Data, batch_indices
 from lithe.families.base import Family
 from lithe.measure import Clock
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
 from lithe.teacher import Teacher, light, same_vision
 from lithe.types import Batch, Draw
@@ -121,6 +121,8 @@ class Trainer:
         )
         for stage, first, last in self.stages:
             if self.step < last:
+                if self.step == first:
+                    self.method.enter(stage, self.student, self.aux)
                 self._open(stage, saved)
                 saved = None  # its memory, too
                 self._stage(stage, first, last, run, stop, bar)
@@ -185,7 +187,8 @@ class Trainer:
                 self.clock.lap("data")
                 if self.step + 1 < last:
                     upcoming = loader.submit(self._load, self.step + 1)
-                terms = self._update(stage, batch, draw, schedule(self.step - first, last - first, self.train), stop)
+                done, rate = self.step - first, schedule(self.step - first, last - first, self.train)
+                terms = self._update(stage, batch, draw, rate, done / (last - first), stop)
                 self.step += 1
                 self._after(stage, terms, run, bar, last)
 
@@ -196,7 +199,13 @@ class Trainer:
         batch = self.student.batch(self.data.samples(indices, self.student.spec.horizon))
         return batch, _processes.draw(self.student, batch, rows, t, step)
 
-    def _update(self, stage: Stage, batch: Batch, draw: Draw, lr: float, stop: list[bool]) -> dict[str, float]:
+    def _luck(self) -> torch.Generator:
+        """What a method draws from in this step; the same in all processes."""
+        return torch.Generator().manual_seed(self.train.seed * 1_000_003 + self.step)
+
+    def _update(
+        self, stage: Stage, batch: Batch, draw: Draw, lr: float, progress: float, stop: list[bool]
+    ) -> dict[str, float]:
         """One forward and backward pass, and an optimiser step when the accumulation is full."""
         batch, draw = batch.to(self.device), draw.to(self.device)
         for group in self.optimizer.param_groups:
@@ -207,12 +216,13 @@ class Trainer:
                 if self.share_vision and self.teacher:
                     draw = self.teacher.see(draw)
                 expected = self.teacher(batch, self.method.asked(draw), self.teacher_taps) if self.teacher else None
-                out = self.model(batch, draw, self.student_taps)
-            terms = self.method.loss(self.student, out, expected, stage)
+                route = self.method.route(self.student, stage, self._luck())
+                out = self.model(batch, draw, self.student_taps, route) if stage.student else None
+            terms = self.method.loss(Step(self.student, batch, out, expected, stage, self.aux, progress))
             values = self._agree(terms, stop)
             self.accelerator.backward(torch.stack(list(terms.values())).sum())
             if self.accelerator.sync_gradients:
-                _processes.mean_gradients(self.aux.parameters())
+                _processes.mean_gradients(self.aux.parameters() if stage.student else self.trained)
                 norm = _shards.whole(torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip))
                 values["gradient_norm"] = float(norm)
                 self._demand_finite({"the gradient": values["gradient_norm"]})

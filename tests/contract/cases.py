@@ -17,7 +17,7 @@ from lithe import registry, surgery
 from lithe.data.fake import FakeData
 from lithe.distill import Trainer
 from lithe.families.base import Family
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
 from lithe.runtimes.base import Runtime
 
@@ -79,9 +79,9 @@ class Case:
         """The method, which shows its loss terms to `look` at every step, and has only `stage` if one is given."""
 
         class Watched(self.method):  # type: ignore[name-defined, misc]
-            def loss(self, student: Family, *rest: Any) -> dict[str, torch.Tensor]:
-                terms = super().loss(student, *rest)
-                look(student, terms)
+            def loss(self, step: Step) -> dict[str, torch.Tensor]:
+                terms = super().loss(step)
+                look(step.student, terms)
                 return terms
 
             def stages(self) -> list[Stage]:

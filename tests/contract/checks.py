@@ -19,7 +19,7 @@ from torch import Tensor
 from lithe import checkpoint, recipe, surgery
 from lithe._disk import sha256
 from lithe.families.base import Family
-from lithe.methods.base import Method
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers
 from lithe.types import Draw, Route, Tap
 
@@ -130,8 +130,9 @@ def _answers(case: Case, method: Method) -> str:
     draw = student.draw(batch, torch.Generator().manual_seed(0), 2)
     mine, theirs = method.taps(student, teacher)
     with torch.no_grad():
-        outs = student(batch, draw, mine), teacher(batch, draw, theirs) if method.needs_teacher else None
-        terms = [{k: float(v) for k, v in method.loss(student, *outs, stage).items()} for stage in stages]
+        out, expected = student(batch, draw, mine), teacher(batch, draw, theirs) if method.needs_teacher else None
+        steps = [Step(student, batch, out if s.student else None, expected, s, method.aux(teacher)) for s in stages]
+        terms = [{k: float(v) for k, v in method.loss(step).items()} for step in steps]
     return repr((ops, stages, mine, theirs, terms))
 
 

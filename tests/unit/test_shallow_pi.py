@@ -11,13 +11,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lithe import surgery
 from lithe.families import _flow
 from lithe.families._attention import MASKED
 from lithe.families.pi import Pi
 from lithe.methods._depth import first, uniform
+from lithe.methods.base import Step
 from lithe.methods.shallow_pi import ShallowPi
 from lithe.types import Batch, Draw, Tap
 
@@ -55,7 +56,8 @@ def terms(method: ShallowPi, teacher: Pi, student: Pi | None = None, inputs_: tu
     batch, draw = inputs_ or inputs(teacher)
     with torch.no_grad():
         expected = teacher(batch, method.asked(draw), theirs)
-    return method.loss(student, student(batch, draw, mine), expected, method.stages()[0])
+    out, stage = student(batch, draw, mine), method.stages()[0]
+    return method.loss(Step(student, batch, out, expected, stage, nn.ModuleDict()))
 
 
 # -- the cut -----------------------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from lithe.families.base import Family
 from lithe.methods._depth import first, uniform
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op, find_stack
-from lithe.types import Draw, Out, Tap
+from lithe.types import Draw, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class ShallowPi(Method):
     def asked(self, draw: Draw) -> Draw:
         return draw.first(self.teacher_draws) if self.teacher_draws else draw
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        assert teacher_out is not None
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        student, (out, teacher_out) = step.student, step.outs
         both = out.first(teacher_out.draws)
         terms = {
             "task": self.task * student.task_loss(out),
