@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lithe.routers.base import Memory, Router, Sight
+from lithe.routers.base import Memory, Probe, Router, Sight
 from lithe.types import Crossing, Route, Tap
-
-Probe = Callable[[], Tensor]  # the action that the layers so far would give, [B, H, A]
 
 
 def check(route: Route | None, depth: int) -> Route:
@@ -82,8 +80,9 @@ class Asking(Walk):
         super().__init__(route, router, "prefix")
         self.valid_BN, self.memory, self.decides = valid_BN, memory, decides and router is not None
         self.busy_until = 0  # no crossing begins before the last one has ended
+        self.answers: list[Tensor] = []  # to the router's probes, of this pass alone
 
-    def ask(self, i: int, x: Tensor, probe: Probe | None = None) -> None:
+    def ask(self, i: int, x: Tensor, probe: Callable[[], Tensor] | None = None) -> None:
         """Before `enter`: let the router begin a crossing at layer i."""
         router = self.router
         if router is None or i < self.busy_until:
@@ -91,9 +90,10 @@ class Asking(Walk):
         end = router.landing(i)
         if end is None:
             return
+        asking = Probe(probe, self.answers) if probe else None
         if i in self.route.asked:
             self._cross(Crossing(i, end, router.share(i, x, self.valid_BN)))
-        elif self.decides and router.allows(i, self.memory) and router.crosses(i, x, self.valid_BN, probe):
+        elif self.decides and router.allows(i, self.memory) and router.crosses(i, x, self.valid_BN, asking):
             self._cross(Crossing(i, end))
             self.runs[i:end] = [False] * (end - i)
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.surgery import Op
 from lithe.types import Batch, Draw, Out, Route, Tap
@@ -45,7 +46,8 @@ class Step:
     @property
     def outs(self) -> tuple[Out, Out]:
         """The student's and the teacher's, both of which are there."""
-        assert self.out is not None and self.teacher_out is not None
+        assert self.out is not None
+        assert self.teacher_out is not None
         return self.out, self.teacher_out
 
 
@@ -84,6 +86,20 @@ class Method(ABC):
         """Called once when a stage begins; a place to copy weights from one module to another."""
         return
 
+    def finish(self, student: Family, data: Data, device: torch.device) -> dict[str, Tensor]:
+        """What only the finished student and data can tell: values for buffers of the student, by their names.
+
+        Called once training has ended, with the student as it will be used, in eval mode; it has to stay where it is,
+        but may be moved to `device` meanwhile, where it was trained. Must be a function of its arguments: every process
+        asks, and so does a run that is resumed behind its end.
+        """
+        return {}
+
     @abstractmethod
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """Weighted terms, named "task", "kd/..." or "reg/..."; the trainer sums and logs them."""
+        """Weighted terms, named "task", "kd/..." or "reg/..."; the trainer sums and logs them. Those named "note/..."
+        are only logged."""
+
+    def remark(self, values: dict[str, float]) -> str:
+        """What a user should hear now, seeing these terms; told once for as long as it stays the same. "" = nothing."""
+        return ""

@@ -47,6 +47,17 @@ class Memory:
         return False
 
 
+class Probe:
+    """Asks which actions the layers so far would give, [B, H, A]; `before` holds what was answered in this pass."""
+
+    def __init__(self, ask: Callable[[], Tensor], before: list[Tensor]):
+        self.ask, self.before = ask, before
+
+    def __call__(self) -> Tensor:
+        self.before.append(self.ask())
+        return self.before[-1]
+
+
 class Router(nn.Module, ABC):
     """Subclass with `__init__(self, sizes, **settings)`; settings are JSON and travel in the student's history."""
 
@@ -84,7 +95,7 @@ class Router(nn.Module, ABC):
         """How much to cross at layer i, [B] in 0..1."""
         raise NotImplementedError(f"{type(self).__name__} decides ahead")
 
-    def crosses(self, i: int, x_BND: Tensor, valid_BN: Tensor, probe: Callable[[], Tensor] | None) -> bool:
+    def crosses(self, i: int, x_BND: Tensor, valid_BN: Tensor, probe: Probe | None) -> bool:
         """The hard decision at layer i, for one observation. probe: the action that the layers so far would give."""
         return bool(self.share(i, x_BND, valid_BN)[0] > 0.5)
 

@@ -50,11 +50,25 @@ class Runtime(ABC):
         chunk = self.chunk(batch, noise_BHA, trace)
         if self.memory is None:
             return chunk
-        if self.memory.doubts(self._executed(chunk)):
+        shortened = not all(self.taken[-1].run)  # a pass through every layer would only be repeated
+        if shortened and self.memory.doubts(self._executed(chunk)):
             self.repeated += 1
             chunk = self.chunk(batch, noise_BHA, trace, Route.full(self.model.depth()))
         self.memory.note(self._executed(chunk))
         return chunk
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model decides itself which layers run."""
+        return self.model.router is not None
+
+    def layers(self) -> dict[str, Any]:
+        """Which layers ran in this episode: {"passes", "repeated", "ran" [L]: passes in which each layer ran,
+        "counts" [L+1]: passes with so many layers}. A pass that was repeated counts twice, as it costs twice."""
+        depth, runs = self.model.depth(), [route.run for route in self.taken]
+        counts = [sum(sum(run) == n for run in runs) for n in range(depth + 1)]
+        ran = [sum(run[i] for run in runs) for i in range(depth)]
+        return {"passes": len(runs), "repeated": self.repeated, "ran": ran, "counts": counts}
 
     def _executed(self, chunk_BHA: Tensor) -> np.ndarray:
         """The actions that a robot executes before it asks again, without padded dimensions."""
