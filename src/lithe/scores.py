@@ -78,12 +78,14 @@ def scores(
     return {kind: _finite(kind, found[kind]()) for kind in kinds}
 
 
-def agreed(teacher: Family, data: Data, kind: str) -> list[float]:
+def agreed(teacher: Family, data: Data, kind: str, samples: int = 64) -> list[float]:
     """One kind of `scores` for a training run: on the run's device, and in every process those of the main one."""
     from lithe import _processes  # brings accelerate, which nobody needs who only looks at a method
 
     device = _processes.join().device
-    found_L = torch.tensor(scores(teacher, data, (kind,), device=device)[kind], dtype=torch.float64, device=device)
+    found_L = torch.tensor(
+        scores(teacher, data, (kind,), samples, device=device)[kind], dtype=torch.float64, device=device
+    )
     _processes.equalise([found_L])  # layers are chosen from these: all processes must cut alike
     return found_L.tolist()
 

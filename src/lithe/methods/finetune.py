@@ -21,9 +21,8 @@ from torch import Tensor
 from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.methods._depth import By, chosen, kept
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op
-from lithe.types import Out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +44,6 @@ class Finetune(Method):
             return []
         return [KeepLayers("trunk", kept(teacher.depth("trunk"), self.keep, self.by, self.layers))]
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        return {"task": student.task_loss(out)}
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        assert step.out is not None
+        return {"task": step.student.task_loss(step.out)}

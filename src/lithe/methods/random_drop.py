@@ -18,9 +18,8 @@ from torch import Tensor
 
 from lithe.families.base import Family
 from lithe.methods._depth import highest
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op
-from lithe.types import Out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +37,6 @@ class RandomDrop(Method):
         # of all that Python draws, only random() promises to stay the same in later versions
         return [KeepLayers("trunk", highest([generator.random() for _ in range(depth)], self.keep))]
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        return {"task": student.task_loss(out)}
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        assert step.out is not None
+        return {"task": step.student.task_loss(step.out)}

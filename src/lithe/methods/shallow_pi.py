@@ -29,9 +29,9 @@ from torch import Tensor
 from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.methods._depth import By, chosen, first, kept
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op, find_stack
-from lithe.types import Draw, Out, Tap
+from lithe.types import Batch, Draw, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class ShallowPi(Method):
     temperature: float = 1.0
     direction: Literal["forward", "reverse"] = "forward"  # KL(teacher || student), or the other way round
     teacher_draws: int = 0  # noise draws of a step that the teacher is asked about; 0 = all of train.draws
+    teacher_every: int = 1  # ... and only about every so many samples of a batch; 1 = all
     scope: Literal["both", "expert_only"] = "both"  # expert_only: the VLM keeps its first layers, a released defect
 
     def calibrated(self, teacher: Family, data: Data) -> ShallowPi:
@@ -78,12 +79,17 @@ class ShallowPi(Method):
                 raise ValueError(f"method.attention_layers: the {name} has layers 0 to {depth - 1}, not {layer}")
         return (Tap("attention", mine),), (Tap("attention", theirs),)
 
-    def asked(self, draw: Draw) -> Draw:
-        return draw.first(self.teacher_draws) if self.teacher_draws else draw
+    def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
+        draw = draw.first(self.teacher_draws) if self.teacher_draws else draw
+        return batch.take(self._rows), draw.take(self._rows)
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        assert teacher_out is not None
-        both = out.first(teacher_out.draws)
+    @property
+    def _rows(self) -> slice:
+        return slice(None, None, self.teacher_every)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        student, (out, teacher_out) = step.student, step.outs
+        both = out.take(self._rows).first(teacher_out.draws)  # what was asked of both
         terms = {
             "task": self.task * student.task_loss(out),
             "kd/velocity": self.velocity * student.imitation_loss(both, teacher_out),

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lithe.families.base import Family
 from lithe.methods._depth import uniform
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Stage, Step
 from lithe.surgery import KeepLayers, Op
-from lithe.types import Out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +32,5 @@ class Uniform(Method):
     def stages(self) -> list[Stage]:
         return []
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
+    def loss(self, step: Step) -> dict[str, Tensor]:
         raise AssertionError("nothing is trained, so nobody asks for a loss")
