@@ -24,7 +24,7 @@ from lithe import registry
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "lerobot", "mujoco", "metaworld", "matplotlib")
 # A layer imports only from those to its left, and never from TOP.
-LAYERS = ("types", "surgery", "families", "teacher", "methods", "distill")
+LAYERS = ("types", "routers", "surgery", "families", "teacher", "methods", "distill")
 TOP = {"cli", "evaluate", "explain", "report", "runtimes", "serve", "sims"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_RECIPE_LINES = 500, 80, 40
 BAD_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

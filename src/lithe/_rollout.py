@@ -84,8 +84,10 @@ class Player:
             return self.play(job, watch)
 
     def play(self, job: Job, watch: Watch = lambda step, over: None) -> dict[str, Any]:
-        """{policy, task, seed, success, steps, jerk, inferences, start, actions}; watch: before the first and after
-        each step. steps: executed until success, or the horizon. Raises ValueError for a chunk that is none.
+        """{policy, task, seed, success, steps, jerk, inferences, start, actions} and, of a routed policy, layers.
+
+        watch: before the first and after each step. steps: executed until success, or the horizon. Raises ValueError
+        for a chunk that is none.
         """
         sim, policy, horizon = self.sim, self.policies[job.policy], self.setup.horizon
         sim.reset(job.task, job.seed)
@@ -111,6 +113,7 @@ class Player:
             "inferences": inferences,
             "start": start,
             "actions": _digest(actions_TA.tobytes()),
+            **({"layers": policy.layers()} if policy.routed else {}),
         }
 
     def _chunk(self, policy: Runtime, job: Job) -> np.ndarray:

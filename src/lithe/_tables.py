@@ -129,4 +129,16 @@ def profile_table(document: dict[str, Any]) -> Any:
     fed = s["inputs"]
     if fed == "random":
         fed = "RANDOM inputs: shapes were checked, nothing was learned about the policy"
-    return Group(grid, f"{s['samples']} samples of {fed}, dtype {s['dtype']}, seed {s['seed']}.", *document["notes"])
+    source = f"{s['samples']} samples of {fed}, dtype {s['dtype']}, seed {s['seed']}."
+    return Group(grid, *_scores(document["rows"]), source, *document["notes"])
+
+
+def _scores(rows: list[dict[str, Any]]) -> list[Any]:
+    """A table of the layer scores, its own because one more column would not fit; nothing where there are none."""
+    if not rows or "scores" not in rows[0]:
+        return []
+    first, *others = rows[0]["scores"]
+    grid = Table("layer", f"score: {first}", *others)
+    for row in rows:
+        grid.add_row(str(row["layer"]), *(f"{score:.3g}" for score in row["scores"].values()))
+    return [grid]

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lithe import _processes, _shards, checkpoint, surgery
+from lithe._calibration import settled
 from lithe._run import Run, optimizer_tensors, pack, restore_optimizer, unpack
 from lithe.data.base import Data, batch_indices
 from lithe.families.base import Family
 from lithe.measure import Clock
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
 from lithe.teacher import Teacher, light, same_vision
 from lithe.types import Batch, Draw
@@ -54,15 +56,17 @@ def distill(
     that do not fit, Interrupted after SIGINT or SIGTERM, FloatingPointError when a loss is not finite. Of several
     processes all take part, and the main one writes.
     """
+    identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
+    method, identity = settled(method, teacher, data, out, identity)
     student = surgery.cut(teacher, method.cut(teacher))
     trainer = Trainer(student, teacher, method, data, train, out) if method.stages() else None
-    identity = identity or {"method": _settings(method), "train": dataclasses.asdict(train)}
     run = Run(out, identity, train.keep_checkpoints, _processes.join().is_main_process) if out else None
     if trainer is None:
-        return student.eval()
+        finish(method, student.eval(), data, next(student.parameters()).device)
+        return student
     with _stop_on_signal() as stop:
         trainer.fit(run, stop)
-    return trainer.result()
+    return trainer.result(run)
 
 
 class Trainer:
@@ -87,7 +91,7 @@ class Trainer:
         self._check_aux()
         self.student_taps, self.teacher_taps = method.taps(student, teacher)
         self.averaged: dict[str, Tensor] = {}
-        self.clock = Clock(self.device)
+        self.clock, self.said = Clock(self.device), ""
         for stage, _, _ in self.stages:
             self._choose(stage)  # a prefix that names nothing is refused before anything is written
 
@@ -121,6 +125,8 @@ class Trainer:
         )
         for stage, first, last in self.stages:
             if self.step < last:
+                if self.step == first:
+                    self.method.enter(stage, self.student, self.aux)
                 self._open(stage, saved)
                 saved = None  # its memory, too
                 self._stage(stage, first, last, run, stop, bar)
@@ -185,7 +191,8 @@ class Trainer:
                 self.clock.lap("data")
                 if self.step + 1 < last:
                     upcoming = loader.submit(self._load, self.step + 1)
-                terms = self._update(stage, batch, draw, schedule(self.step - first, last - first, self.train), stop)
+                done, rate = self.step - first, schedule(self.step - first, last - first, self.train)
+                terms = self._update(stage, batch, draw, rate, done / (last - first), stop)
                 self.step += 1
                 self._after(stage, terms, run, bar, last)
 
@@ -196,7 +203,13 @@ class Trainer:
         batch = self.student.batch(self.data.samples(indices, self.student.spec.horizon))
         return batch, _processes.draw(self.student, batch, rows, t, step)
 
-    def _update(self, stage: Stage, batch: Batch, draw: Draw, lr: float, stop: list[bool]) -> dict[str, float]:
+    def _luck(self) -> torch.Generator:
+        """What a method draws from in this step; the same in all processes."""
+        return torch.Generator().manual_seed(self.train.seed * 1_000_003 + self.step)
+
+    def _update(
+        self, stage: Stage, batch: Batch, draw: Draw, lr: float, progress: float, stop: list[bool]
+    ) -> dict[str, float]:
         """One forward and backward pass, and an optimiser step when the accumulation is full."""
         batch, draw = batch.to(self.device), draw.to(self.device)
         for group in self.optimizer.param_groups:
@@ -206,13 +219,15 @@ class Trainer:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
                 if self.share_vision and self.teacher:
                     draw = self.teacher.see(draw)
-                expected = self.teacher(batch, self.method.asked(draw), self.teacher_taps) if self.teacher else None
-                out = self.model(batch, draw, self.student_taps)
-            terms = self.method.loss(self.student, out, expected, stage)
+                expected = self.teacher(*self.method.asked(batch, draw), self.teacher_taps) if self.teacher else None
+                route = self.method.route(self.student, stage, self._luck())
+                out = self.model(batch, draw, self.student_taps, route) if stage.student else None
+            terms = self.method.loss(Step(self.student, batch, out, expected, stage, self.aux, progress))
             values = self._agree(terms, stop)
-            self.accelerator.backward(torch.stack(list(terms.values())).sum())
+            counted = [term for name, term in terms.items() if not name.startswith("note/")]
+            self.accelerator.backward(torch.stack(counted).sum())
             if self.accelerator.sync_gradients:
-                _processes.mean_gradients(self.aux.parameters())
+                _processes.mean_gradients(self.aux.parameters() if stage.student else self.trained)
                 norm = _shards.whole(torch.nn.utils.clip_grad_norm_(self.trained, self.train.clip))
                 values["gradient_norm"] = float(norm)
                 self._demand_finite({"the gradient": values["gradient_norm"]})
@@ -256,6 +271,7 @@ class Trainer:
             values = {name: round(value, 6) for name, value in values.items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
             self.accelerator.log(values, step=self.step)
+            self._say(self.method.remark(values))
             if run and self.accelerator.is_main_process:
                 steps, self.logged = self.step - self.logged, self.step
                 times = {f"{part}_s": round(seconds / steps, 4) for part, seconds in self.clock.take().items()}
@@ -267,6 +283,12 @@ class Trainer:
         if stopping:
             where = f"; the same command goes on from step {self.step} in {run.out}" if run else ""
             raise Interrupted(f"stopped at step {self.step} of {self.train.steps}{where}")
+
+    def _say(self, remark: str) -> None:
+        """Tell the user, once for as long as there is nothing else to tell."""
+        if remark and remark != self.said and self.accelerator.is_main_process:
+            tqdm.write(f"lithe: step {self.step}: {remark}", file=sys.stderr)
+        self.said = remark
 
     def save(self, run: Run, stage: Stage) -> None:
         """Checkpoint first, then the student folder made from it; written by the main process, gathered from all."""
@@ -282,14 +304,12 @@ class Trainer:
         _processes.on_main(write)
 
     def _publish(self, run: Run, tensors: dict[str, Tensor]) -> None:
-        checkpoint.save(
-            self._filled(tensors),
-            run.out / "student",
-            method=_settings(self.method),
-            step=self.step,
-            steps=self.train.steps,
-            fps=self.data.fps,
-        )
+        self._write(run, self._filled(tensors))
+
+    def _write(self, run: Run, student: Family) -> None:
+        about: dict[str, Any] = {"method": _settings(self.method), "step": self.step, "steps": self.train.steps}
+        about["fps"] = self.data.fps
+        checkpoint.save(student, run.out / "student", **about)
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         return {"student": self.student.state_dict(), "averaged": self.averaged}
@@ -300,10 +320,24 @@ class Trainer:
         checkpoint.fill(student, {**unpack("student", tensors), **unpack("averaged", tensors)}, "this run")
         return student.eval().requires_grad_(False)
 
-    def result(self) -> Family:
-        """A copy of the student as it would be used; every process must ask for it."""
+    def result(self, run: Run | None = None) -> Family:
+        """A copy of the student as it would be used, finished by its method; every process must ask for it.
+
+        run: where that student is to lie, too.
+        """
         packed = {k: v for prefix, part in self._weights().items() for k, v in pack(prefix, part).items()}
-        return self._filled(_shards.gathered(packed))
+        student = self._filled(_shards.gathered(packed))
+        if finish(self.method, student, self.data, self.device) and run:
+            _processes.on_main(lambda: self._write(run, student))
+        return student
+
+
+def finish(method: Method, student: Family, data: Data, device: torch.device) -> bool:
+    """Fill in what the method finds out when training has ended; whether it found anything."""
+    found = method.finish(student, data, device)
+    for name, tensor in found.items():
+        student.get_buffer(name).copy_(tensor)
+    return bool(found)
 
 
 def check(train: Train, data: Data, student: Family, stages: list[tuple[Stage, int, int]]) -> None:

@@ -3,7 +3,8 @@
 Similarity: cosine between the stream entering layer l and the one entering layer l+1, in the trunk (it does not depend
 on denoise time) and in the action expert (it does). Sensitivity: what skipping one layer, in trunk and expert alike,
 does to the sampled chunk, to the velocity at each time, and to the task loss. The two disagree, which is the point:
-a layer whose streams are alike can still be one the policy cannot do without. Source: arXiv 2601.20262, whose figures
+a layer whose streams are alike can still be one the policy cannot do without. With data also the layer scores by which
+methods choose (scores.py). Source: arXiv 2601.20262, whose figures
 are not public; samples, times and normalisation are our choice. Time is 1 for noise and 0 for data (tau = 1 - time).
 """
 
@@ -23,6 +24,7 @@ from lithe import api, result
 from lithe._tables import profile_table
 from lithe.data.base import Data
 from lithe.families.base import Family
+from lithe.scores import KINDS, scores
 from lithe.types import Batch, Draw, Out, Route, Tap
 
 table = profile_table
@@ -32,6 +34,7 @@ NOTES = (
     "the prefix stream behind the last trunk layer may be read by nobody (so in pi); its similarity then says nothing",
     "sensitivity: RMS of the change when one layer is skipped, over the RMS of what the whole policy gives",
 )
+SCORED = "scores: higher = keep, by what method.by may name; each kind has a scale of its own"
 
 
 class Mean:
@@ -59,16 +62,19 @@ def profile(
     batch: int = 16,
     seed: int = 0,
     sensitivity: bool = True,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
-    """Similarity and sensitivity of every layer; a Result of kind "profile".
+    """Similarity, sensitivity and scores of every layer; a Result of kind "profile".
 
     data: demonstrations to draw frames from; None = random inputs, on which the numbers mean little and no task loss is
     given. samples: frames. times: denoise times in (0, 1], shared by all samples together with their noise. batch:
-    frames at once. sensitivity: False leaves out the slow half, one pass and one chunk per layer.
+    frames at once. sensitivity: False leaves out the slow half, one pass and one chunk per layer. kinds: of the layer
+    scores, which take a backward pass; () leaves it out.
 
     Top level: "similarity" {"times" [T], "prefix" [L], "suffix" [L][T]} and "sensitivity" {"actions" [L], "velocity"
-    [L][T], "task_loss" [L] (its change), "task_loss_full"}; a stream the family does not tap is absent. One row a
-    layer.
+    [L][T], "task_loss" [L] (its change), "task_loss_full"}; a stream the family does not tap is absent. "scores"
+    {kind: [L]}, with data of two frames or more: what a training run over these samples with this seed would choose by.
+    One row a layer.
 
     Raises ValueError for times outside (0, 1] or no samples.
     """
@@ -100,8 +106,11 @@ def profile(
     found: dict[str, Any] = {"similarity": {"times": list(times), **similar.arrays()}}
     if sensitivity:
         found["sensitivity"] = {"times": list(times), **changed.arrays()}
+    if data is not None and total > 1 and kinds:
+        found["scores"] = scores(model, data, kinds, samples=total, seed=seed)
     name = f"{model.name}-L{depth}" if isinstance(policy, Family) else Path(policy).name
-    return result.make("profile", name, settings, _rows(name, depth, found), **found, notes=list(NOTES))
+    notes = [*NOTES, *([SCORED] if "scores" in found else [])]
+    return result.make("profile", name, settings, _rows(name, depth, found), **found, notes=notes)
 
 
 def similarity(before: Tensor, after: Tensor) -> Tensor:
@@ -217,5 +226,7 @@ def _rows(name: str, depth: int, found: dict[str, Any]) -> list[dict[str, Any]]:
         if "sensitivity" in found:
             kinds = [kind for kind in ("actions", "velocity", "task_loss") if kind in found["sensitivity"]]
             row["sensitivity"] = {k: float(np.mean(found["sensitivity"][k][layer]).round(6)) for k in kinds}
+        if "scores" in found:
+            row["scores"] = {kind: values[layer] for kind, values in found["scores"].items()}
         rows.append(row)
     return rows

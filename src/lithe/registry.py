@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 from importlib.metadata import entry_points
 
-KINDS = ("families", "methods", "runtimes", "data", "sims")
+KINDS = ("families", "methods", "routers", "runtimes", "data", "sims")
 
 
 def names(kind: str) -> list[str]:
@@ -49,7 +49,8 @@ def get(kind: str, name: str) -> type:
 
 def kind_class(kind: str) -> str:
     """The base class that plug-ins of a kind descend from: families -> Family."""
-    return {"families": "Family", "methods": "Method", "runtimes": "Runtime", "data": "Data", "sims": "Sim"}[kind]
+    irregular = {"families": "Family", "data": "Data"}
+    return irregular.get(kind, kind.removesuffix("s").capitalize())
 
 
 def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:

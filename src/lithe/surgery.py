@@ -10,7 +10,10 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from lithe import registry
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,7 +64,27 @@ class KeepLayers:
             setattr(reach(model, parent), name, len(self.layers))
 
 
-OPS: dict[str, type] = {"KeepLayers": KeepLayers}
+@dataclass(frozen=True)
+class InstallRouter:
+    """Give the model a router of this kind (`routers/`), with random weights from `seed`; the layers stay as they are.
+
+    Cut before installing: a router is made for the depth that it finds.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    seed: int = 0
+
+    def apply(self, model: Any) -> None:
+        if model.router is not None:
+            raise ValueError(f"this policy already has a router ({model.router.name}): take a teacher without one")
+        kind: Any = registry.get("routers", self.kind)
+        with torch.random.fork_rng(devices=[]), next(model.parameters()).device:
+            torch.manual_seed(self.seed)
+            model.router = kind(model.streams, **self.settings)
+
+
+OPS: dict[str, type] = {"KeepLayers": KeepLayers, "InstallRouter": InstallRouter}
 
 
 def check_selection(keep: tuple[int, ...], depth: int, expected: int, path: str) -> None:

@@ -44,7 +44,7 @@ def _finish(recipe: Recipe, student: Family, data: Data, out: Path) -> None:
     checkpoint.save(
         student,
         out / "student",
-        method=recipe.build_method_settings(),
+        method={**recipe.build_method_settings(), **_identity(out).get("chosen", {})},
         teacher=recipe.resolved()["teacher"],
         recipe_hash=recipe.hash,
         step=recipe.train.steps,

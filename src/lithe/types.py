@@ -77,15 +77,38 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """A jump from the stream entering layer `start` to the one entering layer `end`, through the router's adapter.
+
+    Hard (`share_B` None): the layers between do not run. Soft (training): they run, and `share` of what the adapter
+    made is mixed in at `end`, exact at 0 and at 1.
+    """
+
+    start: int
+    end: int
+    share_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Route:
     """Which layers of a stack run, decided once per observation and shared by prefix and expert.
 
     `run` is hard: the code of a False layer is never executed. `share_BL` is soft (training only): every layer runs and
-    is mixed in as `lerp(h, layer(h), share)`, exact at 0 and at 1.
+    is mixed in as `lerp(h, layer(h), share)`, exact at 0 and at 1. `asked` (training only): layers at which the
+    router is asked how much to cross; its answers become soft crossings. `gates_BL` is what the router thought: the
+    probability that a layer runs, with gradients, for losses to look at.
     """
 
     run: tuple[bool, ...]
     share_BL: Tensor | None = None
+    crossings: tuple[Crossing, ...] = ()
+    asked: tuple[int, ...] = ()
+    gates_BL: Tensor | None = None
+
+    @staticmethod
+    def full(depth: int) -> Route:
+        """Every layer, whatever a router thinks."""
+        return Route((True,) * depth)
 
     @staticmethod
     def without(depth: int, *skipped: int) -> Route:
@@ -117,10 +140,17 @@ class Out:
     target_BRHA: Tensor
     prefix_BN: Tensor  # bool; valid prefix tokens
     taps: dict[Tap, Tensor] = field(default_factory=dict)
+    route: Route | None = None  # the way that was taken
 
     @property
     def draws(self) -> int:
         return self.pred_BRHA.shape[1]
+
+    def take(self, rows: slice) -> Out:
+        """Only these samples."""
+        taps = {tap: x[rows] for tap, x in self.taps.items()}
+        some = {key: getattr(self, key)[rows] for key in ("pred_BRHA", "target_BRHA", "prefix_BN")}
+        return replace(self, **some, taps=taps)
 
     def first(self, draws: int) -> Out:
         """What came of the first noise draws; taps of the prefix, and keys, stay whole."""

@@ -7,7 +7,7 @@ once for each of its VARIANTS; one that is not listed there is run as its pico p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from lithe import registry, surgery
 from lithe.data.fake import FakeData
-from lithe.distill import Trainer
+from lithe.distill import Trainer, finish
 from lithe.families.base import Family
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
 from lithe.runtimes.base import Runtime
+from lithe.types import Route
 
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "pi": ({"variant": "pi05"}, {"variant": "pi0", "jitter": 0.5}),
@@ -58,15 +59,24 @@ class Case:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
         return model.eval()
 
+    @cached_property
+    def model(self) -> Family:
+        """A teacher for looking at only: what a method is calibrated on."""
+        return self.teacher()
+
     def build(self, keep: int = KEEP, kind: type[Method] | None = None, **knobs: Any) -> Method:
-        """The method with its defaults; one that has a knob `keep` gets a number that fits a pico teacher."""
+        """The method with its defaults, calibrated; a knob `keep` gets a number that fits a pico teacher."""
         kind = kind or self.method
         named = {f.name for f in fields(kind)}
-        return kind(**({"keep": keep} if "keep" in named else {}), **knobs)
+        made = kind(**({"keep": keep} if "keep" in named else {}), **knobs)
+        return made.calibrated(self.model, self.data)
 
     def student(self, keep: int = KEEP, teacher: Family | None = None) -> Family:
-        teacher = teacher or self.teacher()
-        return surgery.cut(teacher, self.build(keep).cut(teacher)).eval()
+        """As it is shipped, but for its training."""
+        teacher, method = teacher or self.teacher(), self.build(keep)
+        student = surgery.cut(teacher, method.cut(teacher)).eval()
+        finish(method, student, self.data, torch.device("cpu"))
+        return student
 
     def trainer(self, method: Method, teacher: Family | None = None, **train: Any) -> Trainer:
         """The real trainer, a few small steps long."""
@@ -75,17 +85,30 @@ class Case:
         settings = {"steps": 1, "batch": 2, "draws": 2, "warmup": 0, "lr": 1e-2, "precision": "fp32", **train}
         return Trainer(student, teacher, method, self.data, Train(**settings))
 
-    def watched(self, look: Look, keep: int = KEEP, stage: Stage | None = None) -> Method:
-        """The method, which shows its loss terms to `look` at every step, and has only `stage` if one is given."""
+    def watched(self, look: Look, keep: int = KEEP, stage: Stage | None = None, shut: bool = False) -> Method:
+        """The method, which shows its loss terms to `look` at every step, and has only `stage` if one is given.
+
+        shut: every layer runs, whatever the method routes; a router that is asked on the way does not cross.
+        """
 
         class Watched(self.method):  # type: ignore[name-defined, misc]
-            def loss(self, student: Family, *rest: Any) -> dict[str, torch.Tensor]:
-                terms = super().loss(student, *rest)
-                look(student, terms)
+            def loss(self, step: Step) -> dict[str, torch.Tensor]:
+                terms = super().loss(step)
+                look(step.student, terms)
                 return terms
 
             def stages(self) -> list[Stage]:
                 return [stage] if stage else super().stages()
+
+            def enter(self, stage: Stage, student: Family, aux: torch.nn.ModuleDict) -> None:
+                super().enter(stage, student, aux)
+                if shut and student.router is not None:
+                    share = student.router.share
+                    student.router.share = lambda *asked: share(*asked) * 0.0  # type: ignore[method-assign]
+
+            def route(self, student: Family, *rest: Any) -> Route | None:
+                route = super().route(student, *rest)
+                return replace(route, run=(True,) * len(route.run)) if shut and route else route
 
         return self.build(keep, Watched)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lithe import checkpoint, recipe, surgery
 from lithe._disk import sha256
 from lithe.families.base import Family
-from lithe.methods.base import Method
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers
 from lithe.types import Draw, Route, Tap
 
@@ -56,7 +56,8 @@ def _origins(kept: Any, before: Any) -> list[int]:
 
 def teacher_and_student_share_the_draw(case: Case, folder: Path) -> None:
     """2. Same view, noise, time and image features for both, another draw at every step, under live augmentation."""
-    trainer = case.trainer(_needs_teacher(case), steps=3)
+    (stage, *_) = [stage for stage in _needs_teacher(case).stages() if stage.student]
+    trainer = case.trainer(case.watched(lambda *_: None, stage=stage), steps=3)
     seen: dict[str, list[tuple[Any, Draw]]] = {"student": [], "teacher": []}
     for name, model in (("student", trainer.student), ("teacher", trainer.teacher.model)):
         model.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[:2]))
@@ -87,8 +88,11 @@ def nothing_to_learn_when_whole(case: Case, folder: Path) -> None:
             largest = max((float(g.abs().max()) for g in found if g is not None), default=0.0)
             assert largest == 0.0, f"{name} has a gradient of {largest} with every layer running"
 
-    for mode in MODES:
-        case.trainer(case.watched(look, keep=teacher.depth(TRUNK)), **_freezing(teacher, mode)).fit(None, [])
+    depth = teacher.depth(TRUNK)
+    for stage in (stage for stage in case.build(keep=depth).stages() if stage.student):
+        for mode in MODES:
+            method = case.watched(look, keep=depth, stage=stage, shut=True)
+            case.trainer(method, **_freezing(teacher, mode)).fit(None, [])
 
 
 def a_cut_has_to_be_paid_for(case: Case, folder: Path) -> None:
@@ -130,8 +134,9 @@ def _answers(case: Case, method: Method) -> str:
     draw = student.draw(batch, torch.Generator().manual_seed(0), 2)
     mine, theirs = method.taps(student, teacher)
     with torch.no_grad():
-        outs = student(batch, draw, mine), teacher(batch, draw, theirs) if method.needs_teacher else None
-        terms = [{k: float(v) for k, v in method.loss(student, *outs, stage).items()} for stage in stages]
+        out, expected = student(batch, draw, mine), teacher(batch, draw, theirs) if method.needs_teacher else None
+        steps = [Step(student, batch, out if s.student else None, expected, s, method.aux(teacher)) for s in stages]
+        terms = [{k: float(v) for k, v in method.loss(step).items()} for step in steps]
     return repr((ops, stages, mine, theirs, terms))
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lithe import checkpoint, recipe, surgery
-from lithe.families import _prompt, pi
+from lithe.families import _prompt, _routing, pi
 from lithe.families.pi import Pi
 from lithe.methods.base import Stage
 from lithe.methods.shallow_pi import ShallowPi
@@ -153,8 +153,8 @@ def teacher_runs_in_another_precision(case, patch):
 
 
 def without(name: str) -> Any:
-    def loss(self, *rest):
-        return {key: term for key, term in ShallowPi.loss(self, *rest).items() if key != name}
+    def loss(self, step):
+        return {key: term for key, term in ShallowPi.loss(self, step).items() if key != name}
 
     return loss
 
@@ -171,16 +171,16 @@ def attention_term_is_missing(case, patch):
 
 @planted(checks.a_cut_has_to_be_paid_for, "'task' changes nothing")
 def weight_of_the_task_is_not_read(case, patch):
-    def loss(self, *rest):
-        return ShallowPi.loss(dataclasses.replace(self, task=1.0), *rest)
+    def loss(self, step):
+        return ShallowPi.loss(dataclasses.replace(self, task=1.0), step)
 
     return dataclasses.replace(case, method=method(loss=loss))
 
 
 @planted(checks.a_cut_has_to_be_paid_for, "teaches nothing")
 def term_is_cut_off_from_the_graph(case, patch):
-    def loss(self, *rest):
-        return {k: t.detach() if k == "kd/velocity" else t for k, t in ShallowPi.loss(self, *rest).items()}
+    def loss(self, step):
+        return {k: t.detach() if k == "kd/velocity" else t for k, t in ShallowPi.loss(self, step).items()}
 
     return dataclasses.replace(case, method=method(loss=loss))
 
@@ -385,37 +385,47 @@ def runtime_leaves_a_hook_behind(case, patch):
 
 @planted(checks.soft_and_hard_routes_are_exact, "is not the mix")
 def mix_is_inexact_at_one(case, patch):
-    def mix(before, after, route, layer):
-        if route is None or route.share_BL is None:
+    def leave(self, i, before, after):
+        if self.route.share_BL is None:
             return after
-        return before + route.share_BL[:, layer, None, None].to(after.dtype) * (after - before)
+        return before + self.route.share_BL[:, i, None, None].to(after.dtype) * (after - before)
 
-    patch.setattr(pi, "mix", mix)
+    patch.setattr(_routing.Walk, "leave", leave)
     return case
 
 
 @planted(checks.soft_and_hard_routes_are_exact, "is not the mix")
 def expert_ignores_the_share(case, patch):
-    sound, width = pi.mix, SOUND.teacher().config.expert.width
-    patch.setattr(
-        pi, "mix", lambda before, after, *rest: after if after.shape[-1] == width else sound(before, after, *rest)
-    )
+    sound = _routing.Walk.leave
+
+    def leave(self, i, before, after):
+        return after if self.stream == "suffix" else sound(self, i, before, after)
+
+    patch.setattr(_routing.Walk, "leave", leave)
     return case
 
 
 @planted(checks.soft_and_hard_routes_are_exact, "is not skipping")
 def route_skips_the_wrong_layer(case, patch):
-    sound = pi.running
-    patch.setattr(pi, "running", lambda route, depth: sound(route, depth)[::-1])
+    sound = _routing.check
+
+    def check(route, depth):
+        route = sound(route, depth)
+        return dataclasses.replace(route, run=route.run[::-1])
+
+    patch.setattr(pi, "check", check)
     return case
 
 
 @planted(checks.sessions_do_not_leak, "neighbour")
 def noise_generator_is_shared(case, patch):
     generator = torch.Generator()
-    return dataclasses.replace(
-        case, runtimes=(runtime(generator=generator, reset=lambda self, seed=0: generator.manual_seed(seed)),)
-    )
+
+    def reset(self, seed=0):
+        Eager.reset(self, seed)
+        self.generator = generator.manual_seed(seed)
+
+    return dataclasses.replace(case, runtimes=(runtime(reset=reset),))
 
 
 @planted(checks.sessions_do_not_leak, "its past")
@@ -435,17 +445,19 @@ def layers_are_masked_instead_of_skipped(case, patch):
     def forward(self, batch, draw: Draw, taps=(), route=None):
         return Pi.forward(self, batch, draw, taps, soft(route))
 
-    def act(self, batch, noise_BHA, steps=None, route=None, trace=None):
-        return Pi.act(self, batch, noise_BHA, steps, soft(route), trace)
+    def act(self, batch, noise_BHA, steps=None, route=None, trace=None, **rest):
+        return Pi.act(self, batch, noise_BHA, steps, soft(route), trace, **rest)
 
     return dataclasses.replace(case, family=family(forward=forward, act=act))
 
 
 @planted(checks.skipped_layers_do_not_run, "ran")
 def keys_of_skipped_layers_are_still_computed(case, patch):
-    def run_trunk(self, x, valid, route, taps, seen):
-        caches = Pi._run_trunk(self, x, valid, None, taps, seen)
-        return [cache if runs else None for cache, runs in zip(caches, pi.running(route, self.config.depth))]
+    def run_trunk(self, x, valid, walk, taps, seen, probe=None):
+        runs, walk.runs = walk.runs, [True] * self.config.depth
+        caches, _ = Pi._run_trunk(self, x, valid, walk, taps, seen)
+        walk.runs = runs
+        return [cache if run else None for cache, run in zip(caches, runs)], walk.taken
 
     return dataclasses.replace(case, family=family(_run_trunk=run_trunk))
 

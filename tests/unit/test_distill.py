@@ -175,9 +175,9 @@ def started(method: Any = METHOD, **settings: Any) -> Any:
 
 def watched(look: Callable[[Any, dict[str, torch.Tensor]], None], kind: type = ShallowPi) -> Any:
     class Watched(kind):
-        def loss(self, student, *rest):
-            terms = super().loss(student, *rest)
-            look(student, terms)
+        def loss(self, step):
+            terms = super().loss(step)
+            look(step.student, terms)
             return terms
 
     return Watched(keep=2)
@@ -312,8 +312,9 @@ def test_nan_in_the_data_stops_the_run_and_harms_nothing(tmp_path, whole):
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
     class Steep(Finetune):
-        def loss(self, student, out, *rest):
-            return {"task": student.task_loss(out), "reg/steep": (0 * out.pred_BRHA).abs().sqrt().sum()}
+        def loss(self, step):
+            steep = (0 * step.out.pred_BRHA).abs().sqrt().sum()
+            return {"task": step.student.task_loss(step.out), "reg/steep": steep}
 
     with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0"):
         train(tmp_path / "run", method=Steep(keep=2), steps=1, warmup=0)
@@ -608,8 +609,8 @@ def test_auxiliary_modules_are_trained_saved_and_never_shipped(tmp_path):
         def stages(self):
             return [Stage(train=("", "aux."))]
 
-        def loss(self, student, out, *rest):
-            return {"task": student.task_loss(out)}
+        def loss(self, step):
+            return {"task": step.student.task_loss(step.out)}
 
     student = train(tmp_path / "run", method=Heads(keep=2))
     tensors, _, on_disk = everything(tmp_path / "run")

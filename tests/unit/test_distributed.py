@@ -33,7 +33,7 @@ from lithe import _processes, _shards, checkpoint, registry, surgery
 from lithe._run import Run, unpack
 from lithe.data.fake import FakeData
 from lithe.families.base import Family
-from lithe.methods.base import Stage
+from lithe.methods.base import Stage, Step
 from lithe.methods.finetune import Finetune
 from lithe.methods.shallow_pi import ShallowPi
 from lithe.recipe import Train
@@ -92,14 +92,13 @@ class Heads(Finetune):
 
     def aux(self, teacher: Family) -> nn.ModuleDict:
         torch.manual_seed(int(os.environ.get("RANK", "0")))
-        HEADS["made"] = nn.ModuleDict({"head": nn.Linear(1, 3)})
-        return HEADS["made"]
+        return nn.ModuleDict({"head": nn.Linear(1, 3)})
 
-    def loss(self, student: Family, out: Any, *rest: Any) -> dict[str, torch.Tensor]:
-        return {"task": student.task_loss(out), "reg/head": HEADS["made"]["head"](out.pred_BRHA[..., :1]).pow(2).mean()}
+    def loss(self, step: Step) -> dict[str, torch.Tensor]:
+        head = step.aux["head"](step.out.pred_BRHA[..., :1])
+        return {"task": step.student.task_loss(step.out), "reg/head": head.pow(2).mean()}
 
 
-HEADS: dict[str, nn.ModuleDict] = {}
 RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "distil": ("pi", ShallowPi(keep=2, attention=0.5), {"freeze": ("vision.",)}),
     "tune": ("smolvla", Twice(keep=0), {"accumulate": 2, "ema": 0.0}),

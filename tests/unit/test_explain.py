@@ -46,7 +46,7 @@ class TwoStages(Method):
     def stages(self):
         return [Stage("head", 0.25, self.first, 10.0), Stage("expert", 0.75, ("expert.", "action_"))]
 
-    def loss(self, student, out, teacher_out, stage):
+    def loss(self, step):
         raise NotImplementedError
 
 

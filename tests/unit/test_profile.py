@@ -15,6 +15,7 @@ from torch import nn
 from lithe.data.fake import FakeData
 from lithe.families.pi import Pi
 from lithe.profile import TIMES, profile, similarity, table
+from lithe.scores import KINDS, scores
 from lithe.types import Route, Tap
 
 FED = FakeData(cameras=("corner2", "gripperPOV"), size=16)
@@ -114,6 +115,32 @@ def test_the_task_loss_is_given_for_real_actions_only(policy):
     assert "task_loss" not in random["sensitivity"]
     assert random["settings"]["inputs"] == "random"
     assert "sensitivity" not in profile(policy, samples=2, sensitivity=False)
+
+
+def test_scores_are_those_a_training_run_would_choose_by(policy):
+    document = profile(policy, FED, samples=6, batch=4, seed=2, times=(0.5,), sensitivity=False)
+    assert document["scores"] == scores(policy, FED, samples=6, seed=2)
+    assert [row["scores"]["cka"] for row in document["rows"]] == document["scores"]["cka"]
+    assert json.loads(json.dumps(document)) == document
+    page = io.StringIO()
+    Console(file=page, width=80).print(table(document))
+    lines = page.getvalue().splitlines()
+    head = next(i for i, line in enumerate(lines) if "score: cos" in line and "taylor" in line)
+    (row,) = [line for line in lines[head:] if line.strip(" │┃").startswith("3 ")]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == [
+        f"{document['scores'][kind][3]:.3g}" for kind in KINDS
+    ]
+    assert "higher = keep" in page.getvalue()
+
+
+@pytest.mark.parametrize("without", [{"kinds": ()}, {"samples": 1}, {"data": None}])
+def test_scores_are_absent_where_they_were_not_asked_for_or_say_nothing(policy, without):
+    document = profile(policy, **{"data": FED, "samples": 4, "times": (0.5,), "sensitivity": False, **without})
+    assert "scores" not in document
+    assert not any("scores" in row for row in document["rows"])
+    page = io.StringIO()
+    Console(file=page, width=80).print(table(document))
+    assert "score" not in page.getvalue()
 
 
 @pytest.mark.parametrize("variant", ["pi0", "pi05"])

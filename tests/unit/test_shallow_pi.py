@@ -11,13 +11,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lithe import surgery
 from lithe.families import _flow
 from lithe.families._attention import MASKED
 from lithe.families.pi import Pi
 from lithe.methods._depth import first, uniform
+from lithe.methods.base import Step
 from lithe.methods.shallow_pi import ShallowPi
 from lithe.types import Batch, Draw, Tap
 
@@ -54,8 +55,9 @@ def terms(method: ShallowPi, teacher: Pi, student: Pi | None = None, inputs_: tu
     mine, theirs = method.taps(student, teacher)
     batch, draw = inputs_ or inputs(teacher)
     with torch.no_grad():
-        expected = teacher(batch, method.asked(draw), theirs)
-    return method.loss(student, student(batch, draw, mine), expected, method.stages()[0])
+        expected = teacher(*method.asked(batch, draw), theirs)
+    out, stage = student(batch, draw, mine), method.stages()[0]
+    return method.loss(Step(student, batch, out, expected, stage, nn.ModuleDict()))
 
 
 # -- the cut -----------------------------------------------------------------------------------------------------------
@@ -207,6 +209,8 @@ def test_the_whole_loss_does_not_see_padding(variant):
 
 CHANGES = {
     "keep": 3,
+    "by": "first",
+    "layers": (1, 2),
     "task": 2.0,
     "velocity": 0.5,
     "attention": 0.3,
@@ -216,6 +220,7 @@ CHANGES = {
     "temperature": 2.0,
     "direction": "reverse",
     "teacher_draws": 1,
+    "teacher_every": 2,
     "scope": "expert_only",
 }
 
@@ -291,6 +296,23 @@ def test_a_teacher_asked_about_fewer_draws_gives_the_same_targets_for_those(vari
     for name in ("kd/velocity", "kd/attention"):
         torch.testing.assert_close(some[name], one[name], rtol=1e-5, atol=1e-7)
         assert some[name].item() != pytest.approx(everything[name].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_teacher_asked_about_every_second_sample_gives_the_same_targets_for_those(variant):
+    """As above, with samples in place of draws; also together with fewer draws."""
+    teacher, rows = awake(variant), slice(None, None, 2)
+    batch, draw = inputs(teacher, draws=2)
+    for draws in (0, 1):
+        method = ShallowPi(keep=2, attention=1.0, teacher_every=2, teacher_draws=draws)
+        all_of = dataclasses.replace(method, teacher_every=1)
+        everything = terms(all_of, teacher, inputs_=(batch, draw))
+        some = terms(method, teacher, inputs_=(batch, draw))
+        apart = terms(all_of, teacher, inputs_=(batch.take(rows), draw.take(rows)))
+        torch.testing.assert_close(some["task"], everything["task"], rtol=0, atol=0)
+        for name in ("kd/velocity", "kd/attention"):
+            torch.testing.assert_close(some[name], apart[name], rtol=1e-5, atol=1e-7)
+            assert some[name].item() != pytest.approx(everything[name].item(), rel=1e-4)
 
 
 def test_more_draws_than_there_are_is_refused():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lithe.families import _prompt, _relative
 from lithe.families.base import Family
 from lithe.registry import suggestion
+from lithe.routers.base import Router, Sizes
 from lithe.types import Batch, Observation, Out, Spec
 
 NORMALIZER, TOKENIZER = "normalization.json", "tokenizer.json"
@@ -41,6 +42,7 @@ class FlowFamily(Family):
         self.uncut_depth: int = config.depth
         self.normalizer: _prompt.Normalizer | None = None
         self.tokenizer: Tokenizer | None = None
+        self.router: Router | None = None
 
     @property
     @abstractmethod
@@ -84,6 +86,10 @@ class FlowFamily(Family):
     def save_extras(self, folder: Path) -> None:
         self._fitted().save(folder / NORMALIZER)
         self._tokenizer().save(str(folder / TOKENIZER))
+
+    @property
+    def streams(self) -> Sizes:
+        return Sizes(self.config.depth, self.config.trunk.width, self.config.expert.width)
 
     @property
     def spec(self) -> Spec:

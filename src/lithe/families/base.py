@@ -7,13 +7,14 @@ and knows nothing about methods, data sets or simulators. Shape legend: types.py
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lithe.routers.base import Memory, Router, Sizes
 from lithe.surgery import Stack
 from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
 
@@ -30,6 +31,7 @@ class Family(nn.Module, ABC):
 
     history: list[dict[str, Any]]  # surgery so far, in the form surgery.dump writes
     origin: dict[str, Any] | None = None  # where foreign weights came from: source and revision
+    router: Router | None  # installed by surgery; decides which layers run
 
     @classmethod
     @abstractmethod
@@ -53,6 +55,11 @@ class Family(nn.Module, ABC):
     @abstractmethod
     def spec(self) -> Spec:
         """Cameras, dimensions, horizon."""
+
+    @property
+    @abstractmethod
+    def streams(self) -> Sizes:
+        """Depth and widths, for a router to be made."""
 
     @abstractmethod
     def fit_to(self, stats: dict[str, dict[str, Any]], texts: Sequence[str], cameras: Sequence[str]) -> None:
@@ -100,9 +107,19 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def act(
-        self, batch: Batch, noise_BHA: Tensor, steps: int | None = None, route: Route | None = None, trace: Any = None
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        steps: int | None = None,
+        route: Route | None = None,
+        trace: Any = None,
+        memory: Memory | None = None,
+        told: Callable[[Route], None] | None = None,
     ) -> Tensor:
         """One action chunk [B, H, A] in model units. `trace(part)` is called after "vision", "prefix" and "denoise".
+
+        route: None lets the router decide, for each observation by itself. memory: the router's, of this episode.
+        told: called with the route that was taken, once an observation where the router decided.
 
         A family that is `guided` also takes guide(x_BHA, time, velocity_BHA) -> velocity_BHA, asked at every denoise
         step for the velocity to follow instead of the model's own: real-time chunking is made of that.

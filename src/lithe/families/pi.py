@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +31,9 @@ from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
 from lithe.families._outline import Outline
-from lithe.families._routing import mix, record, running
+from lithe.families._routing import Asking, Walk, ahead, check, one_by_one, record
 from lithe.recipe import strict
+from lithe.routers.base import Memory, Sight
 from lithe.surgery import Stack
 from lithe.types import Batch, Cost, Draw, Out, Route, Tap
 
@@ -255,9 +257,19 @@ class Pi(FlowFamily):
         seen: dict[Tap, Tensor] = {}
         image = self.see(draw.view_BVCYX) if draw.features_BND is None else draw.features_BND
         stream, valid = self._embed_prefix(batch, image)
-        caches = self._run_trunk(stream, valid, route, taps, seen)
-        pred = self._velocity(batch, x, draw.time_BR, caches, valid, route, taps, seen)
-        return Out(pred.float(), target, valid, seen)
+        chosen = self._chosen(batch, stream, valid, route, None, hard=False)
+        caches, taken = self._run_trunk(stream, valid, Asking(chosen, self.router, valid, None, False), taps, seen)
+        pred = self._velocity(batch, x, draw.time_BR, caches, valid, taken, taps, seen)
+        return Out(pred.float(), target, valid, seen, taken)
+
+    def _chosen(
+        self, batch: Batch, x: Tensor, valid: Tensor, route: Route | None, memory: Memory | None, hard: bool
+    ) -> Route:
+        """The given route, or what the router decides ahead."""
+        if route is not None:
+            return check(route, self.config.depth)
+        text = F.pad(batch.text_BT, (x.shape[1] - batch.text_BT.shape[1], 0))
+        return ahead(self.router, Sight(x, valid, text), memory, hard, self.config.depth)
 
     def _embed_prefix(self, batch: Batch, image_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix stream [B, N, D] and its validity [B, N]; masked cameras and padded text stay in, but invisible."""
@@ -266,28 +278,30 @@ class Pi(FlowFamily):
         return torch.cat([image_BND.to(text.dtype), text], dim=1), torch.cat([live, batch.text_BT], dim=1)
 
     def _run_trunk(
-        self, x: Tensor, valid: Tensor, route: Route | None, taps: Sequence[Tap], seen: dict[Tap, Tensor]
-    ) -> list[KeyValue | None]:
-        """Keys and values of every trunk layer that runs. The last one does no more than that, unless it is tapped."""
+        self, x: Tensor, valid: Tensor, walk: Asking, taps: Sequence[Tap], seen: dict[Tap, Tensor], probe: Any = None
+    ) -> tuple[list[KeyValue | None], Route]:
+        """Keys and values of every trunk layer that runs, and the way taken. The last layer that runs does no more
+        than its keys and values, unless the stream behind it is tapped."""
         rotation = rope((valid.cumsum(1) - 1), self.config.trunk.head_dim)
         mask = valid[:, None, None, :]
         caches: list[KeyValue | None] = []
-        runs = running(route, self.config.depth)
-        last = max((i for i, wanted in enumerate(runs) if wanted), default=-1)
-        wants_end = Tap("prefix", self.config.depth) in taps
+        watched = max((tap.layer for tap in taps if tap.kind == "prefix"), default=0)
         for i, layer in enumerate(self.trunk.layers):
+            walk.ask(i, x, partial(probe, caches) if probe else None)
+            x = walk.enter(i, x)
             record(seen, taps, Tap("prefix", i), x)
-            if not runs[i]:
+            if not walk.runs[i]:
                 caches.append(None)
-            elif i == last and not wants_end and all(t.kind != "prefix" or t.layer <= i for t in taps):
+            elif walk.may_be_last(i) and watched <= i:
                 assert isinstance(layer, GemmaLayer)
                 caches.append(layer.prefix_only(x, rotation))
             else:
                 after, cache, _ = layer(x, rotation, mask)
-                x = mix(x, after, route, i)
+                x = walk.leave(i, x, after)
                 caches.append(cache)
-        record(seen, taps, Tap("prefix", self.config.depth), x)
-        return caches
+        if watched == self.config.depth:
+            record(seen, taps, Tap("prefix", self.config.depth), walk.end(x))
+        return caches, walk.taken
 
     def _velocity(
         self,
@@ -296,16 +310,18 @@ class Pi(FlowFamily):
         time_BR: Tensor,
         caches: list[KeyValue | None],
         valid: Tensor,
-        route: Route | None = None,
+        route: Route,
         taps: Sequence[Tap] = (),
         seen: dict[Tap, Tensor] | None = None,
     ) -> Tensor:
         """Velocity [B, R, H, A] of R noisy chunks over one cached prefix."""
         draws, horizon = x_BRHA.shape[1:3]
+        walk = Walk(route, self.router, "suffix")
         x, cond, queries = self._embed_suffix(batch, x_BRHA, time_BR)
         rotation = self._suffix_rope(valid, queries, draws)
         mask = block_mask(valid, queries, draws, private_first=self.config.variant == "pi0")
         for i, (layer, cache) in enumerate(zip(self.expert.layers, caches, strict=True)):
+            x = walk.enter(i, x)
             record(seen, taps, Tap("suffix", i), x)
             if cache is None:
                 continue
@@ -313,7 +329,8 @@ class Pi(FlowFamily):
             after, _, scores = layer(x, rotation, mask, cond, cache, scores=wanted)
             if wanted:
                 seen[Tap("attention", i)] = self._action_rows(scores, queries, draws, horizon)  # type: ignore[index]
-            x = mix(x, after, route, i)
+            x = walk.leave(i, x, after)
+        x = walk.end(x)
         record(seen, taps, Tap("suffix", self.config.depth), x)
         x = self.expert.norm(x, cond)[0].unflatten(1, (draws, queries))[:, :, -horizon:]
         return self.action_out(x.contiguous())  # of a strided input, frozen and trained weights give other last bits
@@ -352,21 +369,53 @@ class Pi(FlowFamily):
         steps: int | None = None,
         route: Route | None = None,
         trace: Callable[[str], None] | None = None,
+        memory: Memory | None = None,
+        told: Callable[[Route], None] | None = None,
         guide: _flow.Guide | None = None,
     ) -> Tensor:
+        if route is None and self.router is not None and len(batch) > 1:
+            rest = steps, None, trace, memory, told, guide
+            return one_by_one(self.act, batch, noise_BHA, *rest)
         trace = trace or (lambda part: None)
         image = self.see(_vision.to_unit(batch.images_BVCYX))
         trace("vision")
         stream, valid = self._embed_prefix(batch, image)
-        caches = self._run_trunk(stream, valid, route, (), {})
+        chosen = self._chosen(batch, stream, valid, route, memory, hard=True)
+        walk = Asking(chosen, self.router, valid, memory, decides=route is None)
+        caches, taken = self._run_trunk(stream, valid, walk, (), {}, self._probe(batch, noise_BHA, valid))
         trace("prefix")
+        if told:
+            told(taken)
 
         def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
-            return self._velocity(batch, x[:, None], time[:, None], caches, valid, route)[:, 0].float()
+            return self._velocity(batch, x[:, None], time[:, None], caches, valid, taken)[:, 0].float()
 
         chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps, guide)
         trace("denoise")
         return chunk
+
+    def _probe(self, batch: Batch, noise_BHA: Tensor, valid: Tensor) -> Callable[[list[KeyValue | None]], Tensor]:
+        """A function that says which actions the layers so far would give in one denoise step; it runs each expert
+        layer once, however often it is asked."""
+        start: list[tuple[Tensor, Tensor | None, int, Rope, Tensor]] = []
+        done = 0
+
+        def probe(caches: list[KeyValue | None]) -> Tensor:
+            nonlocal done
+            if not start:
+                x, cond, queries = self._embed_suffix(batch, noise_BHA[:, None], noise_BHA.new_ones(len(noise_BHA), 1))
+                mask = block_mask(valid, queries, 1, private_first=self.config.variant == "pi0")
+                start.append((x, cond, queries, self._suffix_rope(valid, queries, 1), mask))
+            x, cond, queries, rotation, mask = start.pop()
+            for layer, cache in zip(self.expert.layers[done : len(caches)], caches[done:], strict=True):
+                if cache is not None:
+                    x = layer(x, rotation, mask, cond, cache)[0]
+            done = len(caches)
+            start.append((x, cond, queries, rotation, mask))
+            normed = self.expert.norm(x, cond)[0][:, -self.config.horizon :]
+            return noise_BHA - self.action_out(normed.contiguous()).float()
+
+        return probe
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
         return _cost.pi_cost(

@@ -28,8 +28,9 @@ from lithe.families._attention import KeyValue
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
 from lithe.families._outline import Outline
-from lithe.families._routing import mix, record, running
+from lithe.families._routing import Asking, Walk, ahead, check, one_by_one, record
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
+from lithe.routers.base import Memory, Sight
 from lithe.surgery import Stack
 from lithe.types import Batch, Cost, Draw, Out, Route, Tap
 
@@ -40,6 +41,7 @@ class Read:
 
     caches: list[KeyValue | None]
     suffix: _smolvlm.Suffix
+    route: Route
 
 
 class SmolVLA(FlowFamily):
@@ -185,9 +187,20 @@ class SmolVLA(FlowFamily):
         self._check_taps(taps)
         image = self.see(draw.view_BVCYX) if draw.features_BND is None else draw.features_BND
         stream, valid = self._embed_prefix(batch, image)
-        read = self._run_trunk(stream, valid, x.shape[1], route, taps, seen)
-        pred = self._velocity(x, draw.time_BR, read, route, taps, seen)
-        return Out(pred.float(), target, valid, seen)
+        chosen = self._chosen(batch, stream, valid, route, None, hard=False)
+        walk = Asking(chosen, self.router, valid, None, decides=False)
+        read = self._run_trunk(stream, valid, x.shape[1], walk, taps, seen)
+        pred = self._velocity(x, draw.time_BR, read, taps, seen)
+        return Out(pred.float(), target, valid, seen, read.route)
+
+    def _chosen(
+        self, batch: Batch, x: Tensor, valid: Tensor, route: Route | None, memory: Memory | None, hard: bool
+    ) -> Route:
+        """The given route, or what the router decides ahead."""
+        if route is not None:
+            return check(route, self.config.depth)
+        text = F.pad(batch.text_BT, (x.shape[1] - batch.text_BT.shape[1] - 1, 1))  # the state token stands behind it
+        return ahead(self.router, Sight(x, valid, text), memory, hard, self.config.depth)
 
     def _check_taps(self, taps: Sequence[Tap]) -> None:
         has = [i for i, layer in enumerate(self.expert.layers) if not isinstance(layer, _smolvlm.Absent)]
@@ -214,49 +227,60 @@ class SmolVLA(FlowFamily):
         return torch.cat([image.flatten(1, 2), text, state], dim=1), valid
 
     def _run_trunk(
-        self, x: Tensor, valid: Tensor, draws: int, route: Route | None, taps: Sequence[Tap], seen: dict[Tap, Tensor]
+        self,
+        x: Tensor,
+        valid: Tensor,
+        draws: int,
+        walk: Asking,
+        taps: Sequence[Tap],
+        seen: dict[Tap, Tensor],
+        probe: Any = None,
     ) -> Read:
         """What every expert layer that runs reads. A trunk layer does no more than its keys and values when nothing
         reads its stream, and nothing at all when nobody reads those either."""
         c = self.config
         rotation, mask = _smolvlm.rope(valid.cumsum(1) - 1, c.trunk.head_dim), _smolvlm.prefix_mask(valid)
-        runs = running(route, c.depth)
-        wanted = [run and not isinstance(e, _smolvlm.Absent) for run, e in zip(runs, self.expert.layers)]
-        end = max((i for i, wants in enumerate(wanted) if wants), default=0)
-        end = max([end, *(tap.layer for tap in taps if tap.kind == "prefix")])  # the stream is needed up to here
+        reads = [not isinstance(expert, _smolvlm.Absent) for expert in self.expert.layers]
+        watched = max((tap.layer for tap in taps if tap.kind == "prefix"), default=0)
+        suffix = _smolvlm.suffix_view(valid, c.horizon, draws, c.expert.head_dim)
         caches: list[KeyValue | None] = []
         pairs: list[Any] = list(zip(self.trunk.layers, self.expert.layers, strict=True))
         for i, (layer, expert) in enumerate(pairs):
+            walk.ask(i, x, partial(probe, caches, suffix) if probe else None)
+            x = walk.enter(i, x)
             record(seen, taps, Tap("prefix", i), x)
-            own = None
-            if runs[i] and i < end:
+            wanted, own = walk.runs[i] and reads[i], None
+            goes_on = watched > i or any(run and read for run, read in zip(walk.runs[i + 1 :], reads[i + 1 :]))
+            if walk.runs[i] and goes_on:
                 after, own = layer(x, rotation, mask)
-                x = mix(x, after, route, i)
-            elif wanted[i]:
+                x = walk.leave(i, x, after)
+            elif wanted:
                 own = layer.prefix_only(x, rotation)
-            caches.append(expert.read(own) if wanted[i] else None)
-        record(seen, taps, Tap("prefix", c.depth), x)
-        return Read(caches, _smolvlm.suffix_view(valid, c.horizon, draws, c.expert.head_dim))
+            caches.append(expert.read(own) if wanted else None)
+        if watched == c.depth:
+            record(seen, taps, Tap("prefix", c.depth), walk.end(x))
+        return Read(caches, suffix, walk.taken)
 
     def _velocity(
         self,
         x_BRHA: Tensor,
         time_BR: Tensor,
         read: Read,
-        route: Route | None = None,
         taps: Sequence[Tap] = (),
         seen: dict[Tap, Tensor] | None = None,
     ) -> Tensor:
         """Velocity [B, R, H, A] of R noisy chunks over one prefix."""
-        x = self._embed_suffix(x_BRHA, time_BR)
+        x, walk = self._embed_suffix(x_BRHA, time_BR), Walk(read.route, self.router, "suffix")
         for i, (layer, cache) in enumerate(zip(self.expert.layers, read.caches, strict=True)):
+            x = walk.enter(i, x)
             record(seen, taps, Tap("suffix", i), x)
             if cache is None:
                 continue
             after, scores = layer(x, read.suffix, cache, Tap("attention", i) in taps)
             if scores is not None and seen is not None:
                 seen[Tap("attention", i)] = scores
-            x = mix(x, after, route, i)
+            x = walk.leave(i, x, after)
+        x = walk.end(x)
         record(seen, taps, Tap("suffix", self.config.depth), x)
         return self.action_out(self.expert.norm(x)).unflatten(1, x_BRHA.shape[1:3])
 
@@ -276,21 +300,48 @@ class SmolVLA(FlowFamily):
         steps: int | None = None,
         route: Route | None = None,
         trace: Callable[[str], None] | None = None,
+        memory: Memory | None = None,
+        told: Callable[[Route], None] | None = None,
         guide: _flow.Guide | None = None,
     ) -> Tensor:
+        if route is None and self.router is not None and len(batch) > 1:
+            rest = steps, None, trace, memory, told, guide
+            return one_by_one(self.act, batch, noise_BHA, *rest)
         trace = trace or (lambda part: None)
         image = self.see(self._view(batch.images_BVCYX))
         trace("vision")
         stream, valid = self._embed_prefix(batch, image)
-        read = self._run_trunk(stream, valid, 1, route, (), {})
+        chosen = self._chosen(batch, stream, valid, route, memory, hard=True)
+        walk = Asking(chosen, self.router, valid, memory, decides=route is None)
+        read = self._run_trunk(stream, valid, 1, walk, (), {}, self._probe(noise_BHA))
         trace("prefix")
+        if told:
+            told(read.route)
 
         def velocity(x: Tensor, time: Tensor, step: int) -> Tensor:
-            return self._velocity(x[:, None], time[:, None], read, route)[:, 0].float()
+            return self._velocity(x[:, None], time[:, None], read)[:, 0].float()
 
         chunk = _flow.euler(velocity, noise_BHA, self.config.steps if steps is None else steps, guide)
         trace("denoise")
         return chunk
+
+    def _probe(self, noise_BHA: Tensor) -> Callable[[list[KeyValue | None], _smolvlm.Suffix], Tensor]:
+        """A function that says which actions the layers so far would give in one denoise step; it runs each expert
+        layer once, however often it is asked."""
+        stream: list[Tensor] = []
+        done = 0
+
+        def probe(caches: list[KeyValue | None], suffix: _smolvlm.Suffix) -> Tensor:
+            nonlocal done
+            start = noise_BHA[:, None], noise_BHA.new_ones(len(noise_BHA), 1)
+            x = stream.pop() if stream else self._embed_suffix(*start)
+            for layer, cache in zip(self.expert.layers[done : len(caches)], caches[done:], strict=True):
+                x = x if cache is None else layer(x, suffix, cache, False)[0]
+            done = len(caches)
+            stream.append(x)
+            return noise_BHA - self.action_out(self.expert.norm(x)).float()
+
+        return probe
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
         c = self.config

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.surgery import Op
-from lithe.types import Draw, Out, Tap
+from lithe.types import Batch, Draw, Out, Route, Tap
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,27 @@ class Stage:
     share: float = 1.0
     train: tuple[str, ...] = ("",)
     lr: float = 1.0
+    student: bool = True  # False: only the teacher runs, and what trains is fitted to it
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss may look at in one training step."""
+
+    student: Family
+    batch: Batch
+    out: Out | None  # the student's; None exactly when the stage says that it does not run
+    teacher_out: Out | None  # None exactly when `needs_teacher` is False
+    stage: Stage
+    aux: nn.ModuleDict
+    progress: float = 0.0  # 0 ... 1 through the stage
+
+    @property
+    def outs(self) -> tuple[Out, Out]:
+        """The student's and the teacher's, both of which are there."""
+        assert self.out is not None
+        assert self.teacher_out is not None
+        return self.out, self.teacher_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +57,13 @@ class Method(ABC):
 
     paper: ClassVar[str]  # where it comes from, in one line
     needs_teacher: ClassVar[bool] = True  # False: the loss reads nothing from the teacher, which then does not run
+
+    def calibrated(self, teacher: Family, data: Data) -> Method:
+        """This method, or a copy with what its cut needs to know from data filled into its knobs.
+
+        The trainer asks once, before `cut`, which so stays pure data: it raises ValueError while something is missing.
+        """
+        return self
 
     @abstractmethod
     def cut(self, teacher: Family) -> list[Op]:
@@ -47,17 +77,36 @@ class Method(ABC):
         """What the loss wants to see inside the student and inside the teacher."""
         return (), ()
 
-    def asked(self, draw: Draw) -> Draw:
-        """What the teacher is asked: the student's own draw, or fewer of its noise draws."""
-        return draw
+    def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
+        """What the teacher is asked: the student's own batch and draw, or a part of either."""
+        return batch, draw
+
+    def route(self, student: Family, stage: Stage, generator: torch.Generator) -> Route | None:
+        """Which layers run in this training step; None = all of them, or what the student's router decides."""
+        return None
 
     def aux(self, teacher: Family) -> nn.ModuleDict:
         """Modules that are trained along and never shipped."""
         return nn.ModuleDict()
 
-    @abstractmethod
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        """Weighted terms, named "task", "kd/..." or "reg/..."; the trainer sums and logs them.
+    def enter(self, stage: Stage, student: Family, aux: nn.ModuleDict) -> None:
+        """Called once when a stage begins; a place to copy weights from one module to another."""
+        return
 
-        `teacher_out` is None exactly when `needs_teacher` is False.
+    def finish(self, student: Family, data: Data, device: torch.device) -> dict[str, Tensor]:
+        """What only the finished student and data can tell: values for buffers of the student, by their names.
+
+        Called once training has ended, with the student as it will be used, in eval mode; it has to stay where it is,
+        but may be moved to `device` meanwhile, where it was trained. Must be a function of its arguments: every process
+        asks, and so does a run that is resumed behind its end.
         """
+        return {}
+
+    @abstractmethod
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """Weighted terms, named "task", "kd/..." or "reg/..."; the trainer sums and logs them. Those named "note/..."
+        are only logged."""
+
+    def remark(self, values: dict[str, float]) -> str:
+        """What a user should hear now, seeing these terms; told once for as long as it stays the same. "" = nothing."""
+        return ""

@@ -1,38 +1,49 @@
-"""Control: the same uniform cut as Shallow-pi, then the family's own task loss and nothing else.
+"""Control: the same cut as Shallow-pi, then the family's own task loss and nothing else.
 
 What plain fine-tuning recovers at the same budget is what a distillation method has to beat. With `keep: 0` nothing is
 cut: that is ordinary training, and how the shipped teacher was made from scratch.
 
     L = L_task
 
-Source: the drop-then-recover control of arXiv 2606.27755 (VLADrop), with the layer map of arXiv 2601.20262.
+Source: the drop-then-recover control of arXiv 2606.27755 (VLADrop), with the layer map of arXiv 2601.20262. Layers can
+also be chosen by a score, as VLADrop (`by: gate`, our reading of its GateProbe; `fisher`, `cos`) and CLP (`by: cka`,
+arXiv 2606.20246) do. Departs from them: trunk and expert lose the same layers; CLP's grouping by a threshold is left
+out, the lowest scores go.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from lithe.data.base import Data
 from lithe.families.base import Family
-from lithe.methods._depth import uniform
-from lithe.methods.base import Method, Stage
+from lithe.methods._depth import By, chosen, kept
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op
-from lithe.types import Out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Method):
-    """Cut uniformly, fine-tune on the task loss."""
+    """Cut, fine-tune on the task loss."""
 
     paper: ClassVar[str] = "control: drop layers uniformly, then fine-tune"
     needs_teacher: ClassVar[bool] = False
 
     keep: int = 0  # layers of the trunk to keep; 0 = all, no surgery
+    by: By = "uniform"  # how they are chosen: by place, or by a score of lithe.scores
+    layers: tuple[int, ...] = ()  # the layers themselves; () = chosen `by`
+
+    def calibrated(self, teacher: Family, data: Data) -> Finetune:
+        return replace(self, layers=chosen(teacher, data, self.keep, self.by, self.layers))
 
     def cut(self, teacher: Family) -> list[Op]:
-        return [KeepLayers("trunk", uniform(teacher.depth("trunk"), self.keep))] if self.keep else []
+        if not self.keep and not self.layers and self.by == "uniform":
+            return []
+        return [KeepLayers("trunk", kept(teacher.depth("trunk"), self.keep, self.by, self.layers))]
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        return {"task": student.task_loss(out)}
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        assert step.out is not None
+        return {"task": step.student.task_loss(step.out)}

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from lithe.families.base import Family
 from lithe.methods._depth import first
-from lithe.methods.base import Method, Stage
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op
-from lithe.types import Out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,5 +33,6 @@ class FirstK(Method):
     def cut(self, teacher: Family) -> list[Op]:
         return [KeepLayers("trunk", first(teacher.depth("trunk"), self.keep))]
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        return {"task": student.task_loss(out)}
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        assert step.out is not None
+        return {"task": step.student.task_loss(step.out)}

@@ -12,33 +12,37 @@ student's middle one and the teacher layer that one came from), heads compared o
 over vision-language keys, temperature 1, direction teacher to student. The number of padded action dimensions inside
 the errors belongs to the family. Departs from the authors' code on purpose: that code renumbers the expert only
 (`scope: expert_only` rebuilds this), draws separate views for teacher and student, and has no attention term.
-Our own knob: `teacher_draws` asks the teacher about fewer noise draws of a step, which saves most of its expert's time.
+Our own knobs: `teacher_draws` asks the teacher about fewer noise draws of a step, which saves most of its expert's
+time; `by` and `layers` keep other layers than the evenly spread ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lithe.data.base import Data
 from lithe.families.base import Family
-from lithe.methods._depth import first, uniform
-from lithe.methods.base import Method, Stage
+from lithe.methods._depth import By, chosen, first, kept
+from lithe.methods.base import Method, Step
 from lithe.surgery import KeepLayers, Op, find_stack
-from lithe.types import Draw, Out, Tap
+from lithe.types import Batch, Draw, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShallowPi(Method):
-    """Joint uniform depth cut with knowledge distillation."""
+    """Joint depth cut with knowledge distillation."""
 
     paper: ClassVar[str] = "Shallow-pi, arXiv 2601.20262"
 
     keep: int = 6  # L_S, layers kept in trunk and expert alike
+    by: By = "uniform"  # how they are chosen: by place, or by a score of lithe.scores
+    layers: tuple[int, ...] = ()  # the layers themselves; () = chosen `by`
     task: float = 1.0  # lambda_task
     velocity: float = 1.0  # lambda_kd
     attention: float = 0.1  # lambda_attn; 0 turns the term off
@@ -50,34 +54,42 @@ class ShallowPi(Method):
     temperature: float = 1.0
     direction: Literal["forward", "reverse"] = "forward"  # KL(teacher || student), or the other way round
     teacher_draws: int = 0  # noise draws of a step that the teacher is asked about; 0 = all of train.draws
+    teacher_every: int = 1  # ... and only about every so many samples of a batch; 1 = all
     scope: Literal["both", "expert_only"] = "both"  # expert_only: the VLM keeps its first layers, a released defect
 
+    def calibrated(self, teacher: Family, data: Data) -> ShallowPi:
+        return replace(self, layers=chosen(teacher, data, self.keep, self.by, self.layers))
+
     def cut(self, teacher: Family) -> list[Op]:
-        depth = teacher.depth("trunk")
-        layers = uniform(depth, self.keep)
-        wrong = (
-            {find_stack(teacher, "trunk").paths[0]: first(depth, self.keep)} if self.scope == "expert_only" else None
-        )
+        layers, wrong = self._kept(teacher), None
+        if self.scope == "expert_only":
+            wrong = {find_stack(teacher, "trunk").paths[0]: first(teacher.depth("trunk"), len(layers))}
         return [KeepLayers("trunk", layers, wrong)]
+
+    def _kept(self, teacher: Family) -> tuple[int, ...]:
+        return kept(teacher.depth("trunk"), self.keep, self.by, self.layers)
 
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         if not self.attention:
             return (), ()
-        mine, theirs = self.attention_layers or (
-            self.keep // 2,
-            uniform(teacher.depth("trunk"), self.keep)[self.keep // 2],
-        )
-        for name, layer, depth in (("student", mine, self.keep), ("teacher", theirs, teacher.depth("trunk"))):
+        layers, middle = self._kept(teacher), len(self._kept(teacher)) // 2
+        mine, theirs = self.attention_layers or (middle, layers[middle])
+        for name, layer, depth in (("student", mine, len(layers)), ("teacher", theirs, teacher.depth("trunk"))):
             if not 0 <= layer < depth:
                 raise ValueError(f"method.attention_layers: the {name} has layers 0 to {depth - 1}, not {layer}")
         return (Tap("attention", mine),), (Tap("attention", theirs),)
 
-    def asked(self, draw: Draw) -> Draw:
-        return draw.first(self.teacher_draws) if self.teacher_draws else draw
+    def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
+        draw = draw.first(self.teacher_draws) if self.teacher_draws else draw
+        return batch.take(self._rows), draw.take(self._rows)
 
-    def loss(self, student: Family, out: Out, teacher_out: Out | None, stage: Stage) -> dict[str, Tensor]:
-        assert teacher_out is not None
-        both = out.first(teacher_out.draws)
+    @property
+    def _rows(self) -> slice:
+        return slice(None, None, self.teacher_every)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        student, (out, teacher_out) = step.student, step.outs
+        both = out.take(self._rows).first(teacher_out.draws)  # what was asked of both
         terms = {
             "task": self.task * student.task_loss(out),
             "kd/velocity": self.velocity * student.imitation_loss(both, teacher_out),

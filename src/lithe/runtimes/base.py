@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lithe.families.base import Family
-from lithe.types import Batch, Observation, Spec
+from lithe.types import Batch, Observation, Route, Spec
 
 
 class Runtime(ABC):
@@ -34,14 +34,53 @@ class Runtime(ABC):
     def reset(self, seed: int = 0) -> None:
         """Begin an episode: the noise stream restarts at `seed` and all memory of the last episode is gone."""
         self.generator = torch.Generator().manual_seed(seed)
+        self.memory = self.model.router.memory() if self.model.router else None
+        self.taken: list[Route] = []  # one for each pass of this episode
+        self.repeated = 0  # passes of this episode that were done again by every layer
 
     def infer(self, observation: Observation) -> np.ndarray:
         """One chunk of actions in the robot's units, float32 [H, A]."""
         device = next(self.model.parameters()).device
         batch = self.model.observe([observation]).to(device)
-        chunk = self.chunk(batch, self.model.noise(1, self.generator).to(device))
+        chunk = self.answer(batch, self.model.noise(1, self.generator).to(device))
         return self.model.actions(chunk, batch)[0].numpy()
 
+    def answer(self, batch: Batch, noise_BHA: Tensor, trace: Callable[[str], Any] | None = None) -> Tensor:
+        """The chunk to execute, for one observation: what the router's memory doubts is computed by every layer."""
+        chunk = self.chunk(batch, noise_BHA, trace)
+        if self.memory is None:
+            return chunk
+        shortened = not all(self.taken[-1].run)  # a pass through every layer would only be repeated
+        if shortened and self.memory.doubts(self._executed(chunk)):
+            self.repeated += 1
+            chunk = self.chunk(batch, noise_BHA, trace, Route.full(self.model.depth()))
+        self.memory.note(self._executed(chunk))
+        return chunk
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model decides itself which layers run."""
+        return self.model.router is not None
+
+    def layers(self) -> dict[str, Any]:
+        """Which layers ran in this episode: {"passes", "repeated", "ran" [L]: passes in which each layer ran,
+        "counts" [L+1]: passes with so many layers}. A pass that was repeated counts twice, as it costs twice."""
+        depth, runs = self.model.depth(), [route.run for route in self.taken]
+        counts = [sum(sum(run) == n for run in runs) for n in range(depth + 1)]
+        ran = [sum(run[i] for run in runs) for i in range(depth)]
+        return {"passes": len(runs), "repeated": self.repeated, "ran": ran, "counts": counts}
+
+    def _executed(self, chunk_BHA: Tensor) -> np.ndarray:
+        """The actions that a robot executes before it asks again, without padded dimensions."""
+        return chunk_BHA[0, : self.spec.replan, : self.spec.action_dim].float().cpu().numpy()
+
     @abstractmethod
-    def chunk(self, batch: Batch, noise_BHA: Tensor, trace: Callable[[str], Any] | None = None) -> Tensor:
-        """One chunk in model units. `trace(part)` is called after "vision", "prefix" and "denoise"."""
+    def chunk(
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        trace: Callable[[str], Any] | None = None,
+        route: Route | None = None,
+    ) -> Tensor:
+        """One chunk in model units. `trace(part)` is called after "vision", "prefix" and "denoise". route: None lets
+        the model's router decide."""

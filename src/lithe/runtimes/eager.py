@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lithe.runtimes.base import Runtime
-from lithe.types import Batch
+from lithe.types import Batch, Route
 
 
 class Eager(Runtime):
@@ -16,5 +16,12 @@ class Eager(Runtime):
 
     name: ClassVar[str] = "eager"
 
-    def chunk(self, batch: Batch, noise_BHA: Tensor, trace: Callable[[str], Any] | None = None) -> Tensor:
-        return self.model.act(batch, noise_BHA, steps=self.steps, trace=trace)
+    def chunk(
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        trace: Callable[[str], Any] | None = None,
+        route: Route | None = None,
+    ) -> Tensor:
+        given: dict[str, Any] = {"route": route, "memory": self.memory, "told": self.taken.append}
+        return self.model.act(batch, noise_BHA, steps=self.steps, trace=trace, **given)

@@ -1,0 +1,122 @@
+"""DeeR: leave the model at the layer where the actions stop changing; train all exits to be good enough to leave at.
+
+Paper: "DeeR-VLA: Dynamic Inference of Multimodal LLMs for Efficient Robot Execution", arXiv 2411.02359.
+
+    L    = task * |v_k - u|^2  +  velocity * |v_k - v_T|^2,  k a random exit: trunk and expert end behind layer k
+    exit : the first k whose estimate of the actions is at most eta_k from that of the exit before;  P_k ~ ratio^k of
+           the calibration set stop there, which fits eta_k
+
+v_T is the teacher's velocity through every layer. The estimate is the chunk after one denoise step (routers/exits.py).
+
+Departs from the paper: a flow policy has no pose head, so the action expert ends where the trunk does, and its norm and
+output layer serve every exit, as the paper's shared head does; there are no auxiliary heads and no LSTM. A step trains
+one exit for the whole batch, so that the layers behind it need not run, and the last one in about every `whole`-th step
+instead of always. The distillation term is ours: velocity 0 is the paper's loss. Thresholds are fitted to single frames
+of the training data, without augmentation. What is frozen is left to the recipe; no phase trains heads alone.
+Guessed: all real action dimensions count, the gripper's too. The paper's exits are `every: 2`, `keep` 12 (or 4) of 24.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lithe.data.base import Data
+from lithe.families.base import Family
+from lithe.methods._depth import first
+from lithe.methods.base import Method, Stage, Step
+from lithe.routers.exits import Exits, fit
+from lithe.surgery import InstallRouter, KeepLayers, Op
+from lithe.types import Batch, Route
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deer(Method):
+    """Early exit by action consistency."""
+
+    paper: ClassVar[str] = "DeeR-VLA, arXiv 2411.02359"
+
+    keep: int = 0  # the largest exit; layers behind it are removed. 0 = all stay
+    least: int = 1  # layers that run at least
+    every: int = 1  # an exit behind every so many layers, counted back from the largest
+    opening: Literal["layer_before", "never"] = "layer_before"  # what the first exit is compared with; never: not taken
+    ratio: float = 1.0  # q, the exit ratio: how many observations stop at an exit for one at the exit before
+    task: float = 1.0
+    velocity: float = 1.0  # of distillation; the paper has none
+    whole: int = 2  # one step in so many runs every layer, by chance; the others end at a random exit
+    samples: int = 224  # observations that thresholds are fitted to
+    seed: int = 0  # of those observations and their noise
+
+    def cut(self, teacher: Family) -> list[Op]:
+        depth = teacher.depth("trunk")
+        ops: list[Op] = [KeepLayers("trunk", first(depth, self.keep))] if self.keep else []
+        stops = self.stops(self.keep or depth)
+        reference, exits = (stops[0] - 1, stops[:-1]) if self.opening == "layer_before" else (stops[0], stops[1:-1])
+        if len(stops) == 1:  # nothing to compare
+            reference = 0
+        self._demand_frames(len(exits), self.samples)
+        shares = tuple(self.ratio**k for k in range(1, len(exits) + 2))
+        settings = {"exits": exits, "shares": shares, "reference": reference, "action_dim": teacher.spec.action_dim}
+        return [*ops, InstallRouter("exits", settings)]
+
+    def stops(self, depth: int) -> tuple[int, ...]:
+        """Numbers of layers behind which the model may end, the last one included. Raises ValueError for bad knobs."""
+        for name in ("least", "every", "whole", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"method.{name} must be at least 1, not {getattr(self, name)}")
+        if self.least > depth:
+            raise ValueError(f"method.least is {self.least}, but only {depth} layers are kept: lower it")
+        if not 0 < self.ratio < float("inf"):
+            raise ValueError(f"method.ratio must be above 0, not {self.ratio}: 1 lets equally many stop at every exit")
+        return tuple(range(depth, self.least - 1, -self.every))[::-1]
+
+    def route(self, student: Family, stage: Stage, generator: torch.Generator) -> Route:
+        depth = student.depth("trunk")
+        stops = self.stops(depth)
+        turn, choice = (int(torch.randint(n, (), generator=generator)) for n in (self.whole, len(stops)))
+        return Route.without(depth, *range(stops[choice] if turn else depth, depth))
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        out, teacher_out = step.outs
+        terms = {"task": self.task * step.student.task_loss(out)}
+        if self.velocity:
+            terms["kd/velocity"] = self.velocity * step.student.imitation_loss(out, teacher_out)
+        return terms
+
+    def finish(self, student: Family, data: Data, device: torch.device) -> dict[str, Tensor]:
+        """The thresholds, from frames that are looked at one by one, so that the numbers are those of acting."""
+        router = student.router
+        assert isinstance(router, Exits)
+        if not router.exits:
+            return {}
+        count = min(self.samples, len(data))
+        self._demand_frames(len(router.exits), count)
+        frames = np.random.default_rng(self.seed).choice(len(data), count, replace=False)
+        generator, rows, home = torch.Generator().manual_seed(self.seed), [], next(student.parameters()).device
+        student.to(device)
+        for frame in tqdm(frames, desc="calibrate", unit="frame", disable=None):
+            batch = student.batch(data.samples(np.array([frame]), student.spec.horizon)).to(device)
+            rows.append(moved(student, router, batch, student.noise(1, generator).to(device)))
+        student.to(home)
+        return {"router.thresholds": fit(torch.cat(rows).cpu(), router.shares)}
+
+    def _demand_frames(self, exits: int, frames: int) -> None:
+        if exits and frames <= exits:
+            raise ValueError(
+                f"{exits + 1} exits cannot be fitted to {frames} frames: calibrate with more (method.samples is "
+                f"{self.samples}), or have fewer exits with method.every or method.least"
+            )
+
+
+def moved(student: Family, router: Exits, batch: Batch, noise_BHA: Tensor) -> Tensor:
+    """How far the estimate of each exit is from the one before it, [B, E]."""
+    depth = student.depth("trunk")
+    ends = [Route.without(depth, *range(end, depth)) for end in (router.reference, *router.exits)]
+    estimates = [student.act(batch, noise_BHA, 1, route) for route in ends]
+    return torch.stack([router.distance(b, a) for a, b in pairwise(estimates)], dim=1)
