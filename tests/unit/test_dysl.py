@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from lithe import registry, surgery
 from lithe.data.fake import FakeData
 from lithe.distill import Trainer
+from lithe.methods import dysl
 from lithe.methods.base import Step
 from lithe.methods.dysl import Dysl, informative, relative, spread
 from lithe.recipe import Train
@@ -99,11 +98,11 @@ def test_the_most_informative_layers_and_the_last_are_static():
 def calibrating(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[dict]:
     calls: list[dict] = []
 
-    def scores(teacher: Any, data: Any, **settings: Any) -> dict[str, list[float]]:
-        calls.append(settings)
-        return {settings["kinds"][0]: values}
+    def agreed(teacher: Any, data: Any, kind: str, samples: int) -> list[float]:
+        calls.append({"kind": kind, "samples": samples})
+        return values
 
-    monkeypatch.setitem(sys.modules, "lithe.scores", SimpleNamespace(scores=scores))
+    monkeypatch.setattr(dysl, "agreed", agreed)
     return calls
 
 
@@ -118,7 +117,7 @@ def test_calibration_fills_in_what_was_left_open(monkeypatch):
     calls = calibrating(monkeypatch, [0.1, 0.2, 0.7, 0.6, 0.1, 0.1])
     model, data = fitted()
     method = Dysl(share=0.3, samples=40).calibrated(model, data)
-    assert method.static == (2, 3, 5) and calls == [{"kinds": ("cos",), "samples": 40}]
+    assert method.static == (2, 3, 5) and calls == [{"kind": "cos", "samples": 40}]
     assert 0 < method.eta < method.eta1
     kept = Dysl(static=(0, 5), eta=0.5, eta1=0.25)
     assert kept.calibrated(model, data) == kept and len(calls) == 1
