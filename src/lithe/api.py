@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from lithe import _home, checkpoint, recipe, registry
+from lithe._disk import sha256
 from lithe._preview import opened
 from lithe.families import _lerobot, _openpi
 from lithe.families._outline import Outline
 from lithe.families.base import Family
 from lithe.recipe import TeacherSource
-from lithe.source import Source, read_json, resolve
+from lithe.source import Source, read_json, resolve, weights
 
 
 def load(source: str | Path, revision: str | None = None) -> Family:
@@ -59,6 +60,13 @@ def outline(source: str | Path, revision: str | None = None) -> Outline:
         found = _foreign(place.folder)
     _marked(found.model, place)
     return found
+
+
+def digest(folder: Path) -> str:
+    """The sha256 of a policy's weights, whoever saved them; for lithe's own the one that its card states."""
+    if (folder / checkpoint.CARD).is_file():
+        return str(checkpoint.read_card(folder)["sha256"])
+    return sha256(weights(folder))
 
 
 def preset(source: str | Path) -> TeacherSource | None:

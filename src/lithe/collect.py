@@ -90,7 +90,7 @@ def collect(
     out = Path(out)
     cls = _sim_class(sim)
     chosen = tuple(cls.check_task(task) for task in (cls.default_tasks() if tasks is None else tasks))
-    lead = "" if policy is None else f"{policy}@{_weights(Path(policy))}"
+    lead = "" if policy is None else _leading(policy)
     settings = Settings(
         sim=sim, tasks=chosen, episodes=episodes, noise=noise, seed=seed, size=size, stay=stay, policy=lead
     )
@@ -204,11 +204,13 @@ def _sim_class(name: str) -> type[Sim]:
     return cast(type[Sim], registry.get("sims", name))
 
 
-def _weights(folder: Path) -> str:
-    """The checksum of a policy's weights: a collection goes on only with the policy that it began with."""
-    from lithe import checkpoint
+def _leading(policy: str | Path) -> str:
+    """A policy's folder and the checksum of its weights: a collection goes on only with the one that it began with."""
+    from lithe import api
+    from lithe.source import resolve
 
-    return str(checkpoint.read_card(folder)["sha256"])
+    folder = resolve(policy).folder
+    return f"{folder}@{api.digest(folder)}"
 
 
 def _lead(policy: str) -> Runtime | None:
@@ -216,11 +218,11 @@ def _lead(policy: str) -> Runtime | None:
     if policy and policy not in _leads:
         import torch
 
-        from lithe import checkpoint
+        from lithe import api
         from lithe.runtimes.eager import Eager
 
         torch.set_num_threads(1)  # one worker a core; and sums in another order would be other actions
-        _leads[policy] = Eager(checkpoint.load(policy.rpartition("@")[0]))
+        _leads[policy] = Eager(api.load(policy.rpartition("@")[0]))
     return _leads.get(policy)
 
 

@@ -202,7 +202,8 @@ def test_a_policy_plays_pusht_with_lerobots_step_limit(pusht):
 
     asked: list[int] = []
     answer = np.tile(np.float32([400.0, 20.0]), (5, 1))
-    policy = SimpleNamespace(infer=lambda seen: answer, reset=asked.append, spec=SimpleNamespace(replan=5))
+    spec = SimpleNamespace(replan=5)
+    policy = SimpleNamespace(infer=lambda seen: answer, reset=asked.append, spec=spec, routed=False)
     player = object.__new__(Player)
     player.setup, player.policies, player.sim = Setup({}, "lerobot_pusht", 1000), {"one": policy}, pusht
     record = player.play(Job("one", "PushT-v0", 3))

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import lithe
-from lithe import checkpoint
+from lithe import api, checkpoint
+from lithe._disk import sha256
 from lithe.data.lerobot import LeRobotData
 from lithe.families.pi import Pi
 from lithe.sims.fake import FakeSim
@@ -132,6 +133,18 @@ def test_a_collection_with_a_policy_plays_it_and_keeps_to_its_weights(tmp_path):
     assert settings.is_dir()
     with pytest.raises(ValueError, match="an unfinished collection with other settings"):
         module._stage(tmp_path / "half", module.Settings("fake", TASKS, 2, 0.3, 0, 16, 8, "one@2"))
+
+
+def test_a_lerobot_policy_acts_first_as_the_same_policy_saved_by_lithe(foreign, tmp_path):
+    vision = {"image": 16, "patch": 8, "width": 32, "mlp": 16, "layers": 1, "heads": 16}
+    stats = {"action": {"q01": [-1.0] * 4, "q99": [1.0] * 4}}
+    theirs = foreign.lerobot(Pi.fresh("pico", vision=vision, cameras=FakeSim.cameras), tmp_path / "theirs", stats)
+    ours = checkpoint.save(api.load(theirs), tmp_path / "ours")
+    for policy in (theirs, ours):
+        small(tmp_path / f"led-by-{policy.name}", policy=policy, tasks=TASKS[:1])
+    assert same(everything(tmp_path / "led-by-theirs"), everything(tmp_path / "led-by-ours"))
+    assert api.digest(theirs) == sha256(theirs / checkpoint.WEIGHTS)
+    assert api.digest(ours) == checkpoint.read_card(ours)["sha256"] == sha256(ours / checkpoint.WEIGHTS)
 
 
 def test_without_noise_the_recorded_actions_replay_to_success():

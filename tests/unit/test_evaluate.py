@@ -97,6 +97,8 @@ def test_every_policy_starts_from_the_same_state_and_noise_and_every_episode_fro
 class Probe:
     """A policy that answers what it is told and writes down what it saw."""
 
+    routed = False
+
     def __init__(self, answer, replan=3):
         self.answer, self.spec = answer, SimpleNamespace(replan=replan)
         self.seen, self.seeds = [], []
