@@ -41,35 +41,67 @@ def tables(folder: Path) -> str:
 
 def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> str:
     timed = {row["policy"]: row for row in bench["rows"]}
+    heads = ROUTED if any("layers_run" in row for row in bench["rows"]) else ()
     settings, hardware = evaluation["settings"], evaluation["hardware"]
     lines = [
         f"### {path.name.removesuffix('.eval.json')}",
         "",
-        "| policy | layers | success (95 %) | against the teacher, points | p50 speed-up (95 %) | parameters |",
-        "|---|--:|--:|--:|--:|--:|",
-        *(_row(row, timed.get(row["policy"], {})) for row in evaluation["rows"]),
+        f"| {' | '.join(('policy', *HEADS, *heads))} |",
+        f"|---|{'--:|' * len((*HEADS, *heads))}",
+        *(_row(row, timed.get(row["policy"], {}), bool(heads)) for row in evaluation["rows"]),
         "",
         f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; "
         "intervals: Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager "
-        f"runtime, {hardware['cpu']}, {hardware['cores']} cores, torch {evaluation['versions']['torch']}, commit "
-        f"{evaluation['commit']}. Source: `{path}`.",
+        f"runtime, {shown(bench['settings'])}{hardware['cpu']}, {hardware['cores']} cores, "
+        f"torch {evaluation['versions']['torch']}, commit {evaluation['commit']}. Source: `{path}`.",
         "",
+        *([ABOUT_ROUTED, ""] if heads else []),
     ]
     return "\n".join(lines)
 
 
-def _row(row: dict[str, Any], timed: dict[str, Any]) -> str:
+HEADS = ("layers", "success (95 %)", "against the teacher, points", "p50 speed-up (95 %)", "parameters")
+ROUTED = ("FLOPs", "p95 / p99 ms", "closed / open ms")  # shown where a policy decides itself which layers run
+ABOUT_ROUTED = (
+    "Layers: in closed loop, the mean per observation, of all that there are. Times hold router and repeated passes; "
+    "closed: the router skips all that it may; open: it skips nothing. FLOPs: of what ran, relative to the teacher."
+)
+
+
+def shown(settings: dict[str, Any]) -> str:
+    """What the stopwatch's policies saw."""
+    if "episodes" not in settings:
+        return ""
+    return f"{settings['runs']} recorded observations of {settings['episodes']} episodes, "
+
+
+def _row(row: dict[str, Any], timed: dict[str, Any], routed: bool) -> str:
     success, paired, ratio = row["success"], row.get("paired"), timed.get("ratio")
     points = {key: 100 * paired[key] for key in ("difference", "low", "high")} if paired else None
     cells = [
         row["policy"],
-        str(timed.get("depth", "")),
+        _layers(row.get("layers_run"), timed),
         f"{100 * success['rate']:.1f} % [{100 * success['low']:.1f}, {100 * success['high']:.1f}], n = {success['n']}",
         f"{points['difference']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]" if points else "",
         f"{ratio['p50']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
         f"{sum(timed['parameters'].values()) / 1e6:.2f} M" if "parameters" in timed else "",
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([*cells, *(_routed(timed) if routed else [])])} |"
+
+
+def _layers(ran: dict[str, Any] | None, timed: dict[str, Any]) -> str:
+    depth = str(timed.get("depth", ""))
+    return depth if ran is None else f"{ran['mean']:.1f}{f' of {depth}' if depth else ''}"
+
+
+def _routed(timed: dict[str, Any]) -> list[str]:
+    """The cells of ROUTED; empty where that was not measured."""
+    share, ms = timed.get("flop_share"), timed.get("latency_ms")
+    return [
+        f"{100 * share:.0f} %" if share is not None else "",
+        f"{ms['p95']:.3g} / {ms['p99']:.3g}" if ms else "",
+        f"{timed['closed_ms']:.3g} / {timed['open_ms']:.3g}" if "closed_ms" in timed else "",
+    ]
 
 
 def _fail(sentence: str) -> int:

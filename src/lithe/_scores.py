@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lithe import _statistics
+from lithe._layers import layers_run
 from lithe._ledger import Key
 
 if TYPE_CHECKING:
@@ -55,22 +56,8 @@ def _figures(ours: list[dict[str, Any]], theirs: list[dict[str, Any]] | None, re
     found["steps_to_success"] = _statistics.middle([r["steps"] for r in ours if r["success"]])
     found["jerk"] = _statistics.middle([r["jerk"] for r in ours if r["jerk"] is not None])
     if all("layers" in r for r in ours):
-        found["layers_run"] = _layers([r["layers"] for r in ours])
+        found["layers_run"] = layers_run([r["layers"] for r in ours])
     return _measured(found)
-
-
-def _layers(episodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a routed policy, over all passes: mean number of layers, share of passes with each number, share in which each
-    layer ran, share that was computed again by every layer."""
-    passes, decided = (sum(e["passes"] for e in episodes), sum(e["passes"] - e["repeated"] for e in episodes))
-    counts = [sum(column) for column in zip(*(e["counts"] for e in episodes), strict=True)]
-    ran = [sum(column) for column in zip(*(e["ran"] for e in episodes), strict=True)]
-    return {
-        "mean": sum(n * count for n, count in enumerate(counts)) / decided,  # what was repeated is paid on top
-        "histogram": {str(n): count / passes for n, count in enumerate(counts) if count},
-        "each": [round(count / passes, 6) for count in ran],
-        "repeated": sum(e["repeated"] for e in episodes) / decided,
-    }
 
 
 def _measured(figures: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def _conditions(document: Row) -> list[str]:
     told = [machine(document), *(str(settings[key]) for key in ("runtime", "dtype") if key in settings), "batch 1"]
     said = {key: count(settings[key], noun) for key, noun in counted.items() if key in settings}
     more = {"horizon": " a chunk", "runs": " each, all policies taking turns"}
+    if "episodes" in settings:
+        told.append(f"recorded observations of {count(settings['episodes'], 'episode')}")
     return told + [text + more.get(key, "") for key, text in said.items()]
 
 
@@ -83,7 +85,34 @@ def _quantiles(material: Material, rows: dict[str, Row]) -> list[Html]:
     if any("end_to_end_ms" in row for row in rows.values()):
         said = "End to end: camera pictures to actions in host memory, one chunk at a time."
         parts.append(figure(whole.table("Latency end to end"), caption=said))
-    return parts
+    return parts + _routed(material, {name: row for name, row in rows.items() if "layers_run" in row})
+
+
+def _routed(material: Material, rows: dict[str, Row]) -> list[Html]:
+    """What policies that decide themselves which layers run did, and between which bounds their time can lie."""
+    if not rows:
+        return []
+    grid = Grid(_who(material, rows))
+    for name, row in rows.items():
+        ran = row["layers_run"]
+        grid.put("layers", name, number(row.get("depth")))
+        grid.put("run, mean", name, number(ran["mean"]))
+        grid.put("fewest to most", name, _spread(ran["histogram"]))
+        grid.put("computed again, %", name, number(100 * ran["repeated"]))
+        for head, ms in (("closed", row["closed_ms"]), ("p50", row["latency_ms"]["p50"]), ("open", row["open_ms"])):
+            grid.put(f"{head}, ms", name, number(ms))
+        grid.put("% of FLOPs", name, number(100 * row["flop_share"]))
+    said = (
+        "Policies that decide themselves which layers run; router and passes that were computed again are inside every "
+        "time and the arithmetic. Closed: the router skips all that it may. Open: it is asked and skips nothing."
+    )
+    return [figure(grid.table("Layers run"), caption=said)]
+
+
+def _spread(histogram: dict[str, float]) -> str:
+    """The smallest and the largest number of layers that a pass ran."""
+    counts = [int(count) for count in histogram]
+    return f"{min(counts)} to {max(counts)}"
 
 
 def _line(material: Material, rows: dict[str, Row], fit: Row | None) -> list[Html]:

@@ -11,18 +11,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False}  # fits a terminal of 80 columns
+
 
 def bench_table(document: dict[str, Any]) -> Any:
     """The Result as rich tables: ratios first; milliseconds hold for this machine only."""
-    style: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False}  # fits a terminal of 80 columns
-    speed = Table("policy", "layers", "x faster (95 %)", "% of floor", "p50 / p95 / p99 ms", **style)
-    parts = Table("policy", "vision / prefix / denoise", "end to end ms", "Hz", "GFLOP", "M par.", "MiB", **style)
+    speed = Table("policy", "layers", "x faster (95 %)", "% of floor", "p50 / p95 / p99 ms", **STYLE)
+    parts = Table("policy", "vision / prefix / denoise", "end to end ms", "Hz", "GFLOP", "M par.", "MiB", **STYLE)
     for row in document["rows"]:
         times, won = row["latency_ms"], row["ratio"]
         own = row["policy"] == won["against"]
         speed.add_row(
             row["policy"],
-            str(row["depth"]),
+            f"{row['layers_run']['mean']:.1f}/{row['depth']}" if "layers_run" in row else str(row["depth"]),
             "1" if own else f"{won['p50']:.2f} [{won['low']:.2f}, {won['high']:.2f}]",
             f"{100 * row['share_of_floor']:.3g}",
             " / ".join(f"{times[q]:.4g}" for q in ("p50", "p95", "p99")),
@@ -36,7 +37,25 @@ def bench_table(document: dict[str, Any]) -> Any:
             f"{sum(row['parameters'].values()) / 1e6:.3g}",
             f"{row['memory_mb']:.4g}" if "memory_mb" in row else "-",
         )
-    return Group(speed, parts, caption(document))
+    return Group(speed, parts, *_routed(document["rows"]), caption(document))
+
+
+def _routed(rows: list[dict[str, Any]]) -> list[Any]:
+    """A table of the policies that decide themselves which layers run; nothing where there are none."""
+    grid = Table("policy", "layers run", "range", "again", "closed / p50 / open ms", "% of FLOPs", **STYLE)
+    for row in rows:
+        if "layers_run" in row:
+            ran, bounds = row["layers_run"], (row["closed_ms"], row["latency_ms"]["p50"], row["open_ms"])
+            counts = [int(n) for n in ran["histogram"]]
+            grid.add_row(
+                row["policy"],
+                f"{ran['mean']:.2f} of {row['depth']}",
+                f"{min(counts)}-{max(counts)}",
+                f"{100 * ran['repeated']:.3g} %",
+                " / ".join(f"{ms:.4g}" for ms in bounds),
+                f"{100 * row['flop_share']:.3g}",
+            )
+    return [grid] if grid.rows else []
 
 
 def caption(document: dict[str, Any]) -> str:
@@ -45,6 +64,8 @@ def caption(document: dict[str, Any]) -> str:
     named = ("runtime", "dtype", "views", "text_tokens", "horizon", "steps", "threads")
     told = [f"{key} {s[key]}" for key in named if key in s]
     text = f"Milliseconds hold for this machine only (batch 1, {', '.join(told)}, n {s['runs']} after {s['warmup']}). "
+    if "episodes" in s:
+        text += f"All saw {s['runs']} recorded observations: {s['episodes']} episodes, {s['tasks']} tasks. "
     if line:
         most = f", no cut passes x{line['ceiling']:.3g}" if "ceiling" in line else ""
         text += f"p50 = {line['a_ms']:.4g} + {line['b_ms_per_layer']:.4g} * layers{most}. "

@@ -1,9 +1,10 @@
 """`lithe bench`: how fast policies run on this machine, as ratios first and against the machine's own measured floor.
 
-Every policy is loaded once and sees one random observation at batch 1. Two boundaries are timed: the model (a Batch in
-memory to actions, split into vision, prefix and denoise) and end to end (uint8 pictures to float actions in host
-memory, `Runtime.infer`). All policies take turns within each iteration, in rotated order, so that drift hits all of
-them alike. What the numbers mean, and what they do not, is in docs/measuring.md; the instruments are in measure.py.
+Every policy is loaded once and sees the same at batch 1: recorded episodes, or one random observation. Two boundaries
+are timed: the model (a Batch in memory to actions, split into vision, prefix and denoise) and end to end (uint8
+pictures to float actions in host memory, `Runtime.infer`); router and repeated passes are inside both. All policies
+take turns within each iteration, in rotated order, so that drift hits all of them alike. What the numbers mean, and
+what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in _lanes.py.
 """
 
 from __future__ import annotations
@@ -11,59 +12,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from lithe import api, registry, result
+from lithe._feed import TASK, Episodes, episodes, still
+from lithe._lanes import Lane, dtypes, take_turns
 from lithe._tables import bench_table, peace
+from lithe.data.base import Data
 from lithe.families.base import Family
-from lithe.measure import MIB, Neighbours, PeakMemory, Stopwatch, ceilings, percentiles, wall_ms
+from lithe.measure import Neighbours, ceilings, percentiles
 from lithe.runtimes.base import Runtime
-from lithe.types import Batch, Cost, Observation
 
 table = bench_table
-TASK = "push the button"  # what every policy is told to do
 RESAMPLES = 2000
 LINE = (
     "p50 = a + b * depth. Where the last trunk layer computes keys and values only (as in pi), one prefix layer less "
     "runs than depth says, so that a is vision and overhead minus one prefix layer"
 )
-
-
-@dataclass
-class Lane:
-    """One policy under test: what it is fed, what it costs, and the times it took."""
-
-    name: str
-    runtime: Runtime
-    observation: Observation
-    batch: Batch
-    noise_BHA: Tensor
-    cost: Cost
-    conditions: dict[str, Any]
-    device: torch.device
-    dtype: torch.dtype
-    memory_mb: float | None = None
-    model_ms: list[dict[str, float]] = field(default_factory=list)
-    end_to_end_ms: list[float] = field(default_factory=list)
-
-    def run_model(self) -> None:
-        watch = Stopwatch(self.device)
-        watch.start()
-        self.runtime.chunk(self.batch, self.noise_BHA, trace=watch.mark)
-        self.model_ms.append(watch.stop())
-
-    def run_end_to_end(self) -> None:
-        self.end_to_end_ms.append(wall_ms(lambda: self.runtime.infer(self.observation), self.device))
-
-    def totals(self) -> np.ndarray:
-        return np.array([times["total"] for times in self.model_ms])
 
 
 def bench(
@@ -78,21 +47,26 @@ def bench(
     threads: int | None = None,
     image: int | None = None,
     seed: int = 0,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Time policies against each other in one run; a Result of kind "bench".
 
     policies: policy folders of lithe, LeRobot or openpi, hub ids, "family:preset" for random weights, loaded families,
     or runtimes already attached. names: one each (default: folder name, or family and depth). runs, warmup: iterations,
-    each times every policy once at either boundary. steps: denoise steps (None = each policy's own). views: live
-    cameras (None = all the policy has). runtime: for whatever is not a runtime yet. baseline: name of the policy ratios
-    refer to (default: the first). threads: of torch, restored afterwards. image: side of the camera pictures (None =
-    the model's own, nothing to resize). Device and dtype are those of the policies: attach a runtime beforehand to
-    choose them.
+    each times every policy once at either boundary; with data the last episode is finished, too. steps: denoise steps
+    (None = each policy's own). views: live cameras (None = all the policy has). runtime: for whatever is not a runtime
+    yet. baseline: name of the policy ratios refer to (default: the first). threads: of torch, restored afterwards.
+    image: side of the camera pictures (None = the model's own, nothing to resize). data: recorded episodes to
+    show all of them, chosen by `seed`; None = one random observation, which tells nothing about a policy that decides
+    by what it sees. Device and dtype are those of the policies: attach a runtime beforehand to choose them.
 
-    Raises ValueError for policies that differ in views or horizon, a name that is not there, or fewer than 2 runs.
+    Raises ValueError for policies that differ in views or horizon, a policy that does not fit the data, a routed one
+    without data, a name that is not there, or fewer than 2 runs.
     """
     if runs < 2 or warmup < 0:
         raise ValueError(f"bench needs at least 2 runs and no negative warm-up, not {runs} and {warmup}")
+    if data is not None and image is not None:
+        raise ValueError(f"image={image} is for random pictures, those of data have their own size: give only one")
     neighbours = Neighbours()  # from here on: a disturbed ceiling spoils the shares just as well
     with _threads(threads):
         attached = [_attach(p, runtime, steps, seed) for p in policies]
@@ -101,16 +75,19 @@ def bench(
             raise ValueError(
                 f"no policy is called {baseline!r}{registry.suggestion(baseline, labels)}: {', '.join(labels)}"
             )
-        lanes = [_lane(label, r, views, image, seed) for label, r in zip(labels, attached, strict=True)]
-        _check_comparable(lanes)
+        terms = [_terms(label, r, views, data) for label, r in zip(labels, attached, strict=True)]
+        _check_comparable(labels, terms)
+        shown = None if data is None else episodes(data, runs, attached[0].spec.replan, seed)
+        lanes = [_lane(*who, shown, image, seed) for who in zip(labels, attached, terms, strict=True)]
         limits = {(lane.device, lane.dtype): ceilings(lane.device, lane.dtype) for lane in lanes}
         for lane in lanes:
-            lane.memory_mb = _memory_mib(lane)
+            lane.weigh()
         take_turns(lanes, warmup, "warm-up")
         for lane in lanes:
-            lane.model_ms, lane.end_to_end_ms = [], []
-        take_turns(lanes, runs, "bench")
-        settings = _settings(lanes, runs, warmup, neighbours)
+            lane.forget()
+        take_turns(lanes, len(shown) if shown else runs, "bench")
+        fed = shown.facts() if shown else {"inputs": "random"}
+        settings = {**_settings(lanes, warmup, neighbours), **fed}
     reference = next(lane for lane in lanes if lane.name == (baseline or lanes[0].name))
     rows = [_row(lane, reference, limits[lane.device, lane.dtype], settings) for lane in lanes]
     machine = {f"{place}/{str(kind)[6:]}": _rounded(limit) for (place, kind), limit in limits.items()}
@@ -129,17 +106,6 @@ def load(source: str | Path) -> Family:
         stats = {key: {name: np.full(size, x, np.float32) for name, x in spread.items()} for key, size in sizes.items()}
         model.fit_to(stats, [TASK], spec.cameras)
     return model
-
-
-def take_turns(lanes: Sequence[Lane], iterations: int, label: str) -> None:
-    """Every lane once per iteration and boundary, the first place passed on each time: ABC, BCA, CAB, ..."""
-    for i in tqdm(range(iterations), desc=label, disable=None, leave=False):
-        first = i % len(lanes)
-        order = [*lanes[first:], *lanes[:first]]
-        for lane in order:
-            lane.run_model()
-        for lane in order:
-            lane.run_end_to_end()
 
 
 def ratio(reference_ms: np.ndarray, other_ms: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -204,68 +170,79 @@ def _names(policies: Sequence[Any], attached: Sequence[Runtime], names: Sequence
     return found
 
 
-def _lane(name: str, runtime: Runtime, views: int | None, image: int | None, seed: int) -> Lane:
-    """Feed for one policy: the same random pictures, state and noise for every policy of the same shape."""
-    model, spec, rng = runtime.model, runtime.spec, np.random.default_rng(seed)
+def _terms(name: str, runtime: Runtime, views: int | None, data: Data | None) -> dict[str, Any]:
+    """How a policy will be run. Raises ValueError where that cannot be."""
+    spec, routed = runtime.spec, runtime.routed
     views = len(spec.cameras) if views is None else views
     if not 1 <= views <= len(spec.cameras):
         raise ValueError(
             f"{name} has {len(spec.cameras)} cameras: views must be from 1 to {len(spec.cameras)}, not {views}"
         )
-    example = model.example(1)
-    side = image or example.images_BVCYX.shape[-1]
-    observation: Observation = {
-        f"observation.images.{camera}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        for camera in spec.cameras[:views]
-    }
-    observation |= {"observation.state": rng.uniform(-1, 1, spec.state_dim).astype(np.float32), "task": TASK}
-    weights = next(model.parameters())
-    batch = model.observe([observation]).to(weights.device)
-    noise_BHA = model.noise(1, torch.Generator().manual_seed(seed)).to(weights.device)
-    padded = batch.text_BT.shape[1]
-    cost = model.cost(views, padded, runtime.steps)
-    conditions = {
+    if data is None and routed:
+        raise ValueError(
+            f"{name} decides by what it sees how many layers run, and a random picture says nothing about that: give "
+            "--data with recorded episodes of its robot"
+        )
+    if data is not None:
+        _check_fits(name, runtime, spec.cameras[:views], data)
+    terms = {
         "runtime": runtime.name,
-        "dtype": "+".join(sorted({str(p.dtype)[6:] for p in model.parameters()})),
-        "device": str(weights.device),
+        "dtype": dtypes(runtime.model),
+        "device": str(next(runtime.model.parameters()).device),
         "views": views,
         "masked_views": len(spec.cameras) - views,
-        "image": side,
-        "text_tokens": padded,
-        "text_tokens_real": int(batch.text_BT.sum()),
         "horizon": spec.horizon,
         "steps": runtime.steps or spec.steps,
     }
-    return Lane(name, runtime, observation, batch, noise_BHA, cost, conditions, weights.device, weights.dtype)
+    return terms if data is None else {**terms, "replan": spec.replan}
 
 
-def _check_comparable(lanes: Sequence[Lane]) -> None:
-    for key in ("views", "horizon"):
-        found = {lane.name: lane.conditions[key] for lane in lanes}
+def _check_fits(name: str, runtime: Runtime, cameras: Sequence[str], data: Data) -> None:
+    for camera in cameras:
+        if camera not in data.cameras:
+            raise ValueError(
+                f"{name} looks through camera {camera!r}, the data has {', '.join(data.cameras)}: give --data of the "
+                "robot that it was trained for"
+            )
+    if runtime.spec.state_dim != data.state_dim:
+        raise ValueError(
+            f"{name} is for {runtime.spec.state_dim} state dimensions, the data has {data.state_dim}: give --data of "
+            "the robot that it was trained for"
+        )
+
+
+def _check_comparable(names: Sequence[str], terms: Sequence[dict[str, Any]]) -> None:
+    for key in ("views", "horizon", "replan"):  # replan: only where recorded episodes are gone through
+        found = {name: its[key] for name, its in zip(names, terms, strict=True) if key in its}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{name} {value}" for name, value in found.items())
             raise ValueError(f"policies of different {key} cannot be compared ({told}): bench them in separate runs")
 
 
-def _memory_mib(lane: Lane) -> float | None:
-    """Weights, and what one chunk adds at its peak; the first chunk is left out, for it also loads code."""
-    lane.run_model()
-    with PeakMemory(lane.device) as peak:
-        lane.run_model()
-    model = lane.runtime.model
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) / MIB
-    return None if peak.mib is None else weights + peak.mib
+def _lane(
+    name: str, runtime: Runtime, terms: dict[str, Any], shown: Episodes | None, image: int | None, seed: int
+) -> Lane:
+    """A policy with its feed: the same for every policy of the same shape."""
+    spec, views = runtime.spec, terms["views"]
+    cameras = spec.cameras[:views]
+    if shown is None:
+        side = image or runtime.model.example(1).images_BVCYX.shape[-1]
+        return Lane(name, runtime, still(cameras, side, spec.state_dim, seed), views, {**terms, "image": side}, seed)
+    feed = shown.seen_by(cameras)
+    height, width = feed(0)[0][f"observation.images.{cameras[0]}"].shape[:2]
+    size = height if height == width else f"{width}x{height}"
+    return Lane(name, runtime, feed, views, {**terms, "image": size}, seed)
 
 
-def _settings(lanes: Sequence[Lane], runs: int, warmup: int, neighbours: Neighbours) -> dict[str, Any]:
+def _settings(lanes: Sequence[Lane], warmup: int, neighbours: Neighbours) -> dict[str, Any]:
     """What holds for all lanes; a condition in which they differ goes into the rows instead."""
     busy = neighbours.busy_cores()
     return {
-        "runs": runs,
+        "runs": len(lanes[0].model_ms),
         "warmup": warmup,
         "batch": 1,
         "threads": torch.get_num_threads(),
-        **{k: v for k, v in lanes[0].conditions.items() if v is not None and all(o.conditions[k] == v for o in lanes)},
+        **{k: v for k, v in lanes[0].conditions.items() if all(o.conditions[k] == v for o in lanes)},
         "load_average": round(neighbours.load_average, 2),
         **({} if busy is None else {"busy_cores_elsewhere": round(busy, 2)}),
         "quiet": neighbours.quiet(),
@@ -273,7 +250,8 @@ def _settings(lanes: Sequence[Lane], runs: int, warmup: int, neighbours: Neighbo
 
 
 def _row(lane: Lane, reference: Lane, limits: dict[str, float], settings: dict[str, Any]) -> dict[str, Any]:
-    totals, floor = lane.totals(), lane.cost.floor_ms(**limits)
+    totals, cost = lane.totals(), lane.cost
+    floor = cost.floor_ms(**limits)
     parts = dict.fromkeys(part for times in lane.model_ms for part in times if part != "total")
     split = {part: float(np.median([times[part] for times in lane.model_ms])) for part in parts}
     latency, end_to_end = percentiles(totals), percentiles(lane.end_to_end_ms)
@@ -282,25 +260,36 @@ def _row(lane: Lane, reference: Lane, limits: dict[str, float], settings: dict[s
         "policy": lane.name,
         "depth": lane.runtime.model.depth(),
         "runtime": lane.runtime.name,
-        **{k: v for k, v in lane.conditions.items() if v is not None and k not in settings},
+        **{k: v for k, v in lane.conditions.items() if k not in settings},
         "ratio": {**against, **ratio(reference.totals(), totals)},
         "latency_ms": _rounded({**latency, **split}),
         "end_to_end_ratio": {**against, **ratio(np.array(reference.end_to_end_ms), np.array(lane.end_to_end_ms))},
         "end_to_end_ms": _rounded(end_to_end),
         "hz": round(1e3 / end_to_end["p50"], 3),
-        "flops": lane.cost.flops,
-        "bytes": lane.cost.bytes,
-        "parameters": lane.cost.parameters,
+        **_routed(lane),
+        "flops": cost.flops,
+        "flop_share": round(cost.total_flops / reference.cost.total_flops, 6),
+        "bytes": cost.bytes,
+        "parameters": cost.parameters,
         **({} if lane.memory_mb is None else {"memory_mb": round(lane.memory_mb, 1)}),
         "floor_ms": _rounded(floor),
         "share_of_floor": round(sum(floor.values()) / latency["p50"], 4),
     }
 
 
+def _routed(lane: Lane) -> dict[str, Any]:
+    """What only a policy that decides for itself has: what it ran, its two bounds, and what deciding costs."""
+    if not lane.runtime.routed:
+        return {}
+    bounds = {key: float(np.median(times)) for key, times in lane.bounds_ms.items()}
+    return {"layers_run": lane.layers_run(), **_rounded(bounds), "router_flops": lane.router_flops()}
+
+
 def _fit(lanes: Sequence[Lane], reference: Lane) -> dict[str, Any] | None:
-    """The line through every policy that differs from the reference in depth alone."""
-    alike = [lane for lane in lanes if _kind(lane) == _kind(reference)]
-    return fit({lane.name: (lane.runtime.model.depth(), float(np.median(lane.totals()))) for lane in alike})
+    """The line through every policy that differs from the reference in depth alone and always runs all of it."""
+    alike = [lane for lane in lanes if _kind(lane) == _kind(reference) and not lane.runtime.routed]
+    points = {lane.name: (lane.runtime.model.depth(), float(np.median(lane.totals()))) for lane in alike}
+    return fit(points) if points else None
 
 
 def _kind(lane: Lane) -> tuple[Any, ...]:

@@ -142,9 +142,17 @@ def bench(
     runtime: Annotated[str, typer.Option(help="How to run the policies.")] = "eager",
     baseline: Annotated[str | None, typer.Option(help="Policy the ratios refer to; default: the first.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; default: as they are.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="LeRobotDataset whose episodes all policies see; default: one random observation."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/bench.json"),
 ) -> None:
-    """Time policies, interleaved in one run, split into vision, prefix and denoise, beside this machine's floor."""
+    """Time policies, interleaved in one run, split into vision, prefix and denoise, beside this machine's floor.
+
+    Policies that decide themselves which layers run need --data: their latency depends on what they see.
+    """
+    from lithe.api import data as open_data
     from lithe.bench import bench as run
     from lithe.bench import table
 
@@ -159,6 +167,7 @@ def bench(
         runtime=runtime,
         baseline=baseline,
         threads=threads,
+        data=open_data("lerobot", root=data) if data else None,
     )
     _finish(document, table(document), out)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lithe import registry, result
 from lithe._entrants import entrant
+from lithe._facts import facts, trained
 from lithe.recipe import Recipe, load
 
 TEACHER = "teacher"  # how the reference is called in every table
@@ -53,12 +54,13 @@ def reproduce(
     say("closed loop on the same initial states")
     evaluation = _evaluate(common, policies, out)
     say("the stopwatch")
-    bench = _once(out / "bench.json", list(policies), lambda: _bench(policies, runs))
+    bench = _once(out / "bench.json", list(policies), lambda: _bench(common, policies, runs))
     _once(out / "profile.json", [], lambda: _profile(common, samples))
     say("the page")
     _strips(evaluation, policies, out / "strips")
     rows = [
-        {"policy": name, **judge(name, recipe, evaluation, bench), "train": _trained(out / name)}
+        {"policy": name, **judge(name, recipe, evaluation, bench), **facts(name, evaluation, bench)}
+        | {"train": trained(recipe, out / name)}
         for name, recipe in parsed.items()
     ]
     settings = {"recipes": {name: recipe.resolved() for name, recipe in parsed.items()}}
@@ -101,14 +103,39 @@ def judge(name: str, recipe: Recipe, evaluation: dict[str, Any], bench: dict[str
 
 
 def table(document: dict[str, Any]) -> Any:
-    """The gates for a terminal: what was promised, what was found."""
+    """For a terminal: what was promised and what was found, then what each student runs and what it took to make."""
+    from rich.console import Group
+
+    return Group(_gates(document["rows"]), *_efforts(document["rows"]))
+
+
+def _efforts(rows: list[dict[str, Any]]) -> list[Any]:
+    """Layers, arithmetic and training of every recipe; nothing for a Result that does not tell."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table("recipe", "layers run", "% of FLOPs", "trained, M", "training, min", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        if "flop_share" in row and "trainable_parameters" in row.get("train", {}):
+            ran, train = row.get("layers_run", {}).get("eval"), row["train"]
+            grid.add_row(
+                row["policy"],
+                f"{ran['mean']:.2f} of {row['layers']}" if ran else str(row["layers"]),
+                f"{100 * row['flop_share']:.3g}",
+                f"{train['trainable_parameters'] / 1e6:.3g}",
+                f"{train['seconds'] / 60:.3g}",
+            )
+    return [grid] if grid.rows else []
+
+
+def _gates(rows: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     grid = Table("recipe", "gate", "asked", "found", "", box=SIMPLE_HEAD, pad_edge=False)
     forms = {"points": ("points against the teacher", "{:+.1f}"), "speedup": ("p50, x faster", "{:.2f}")}
     forms["success"] = ("success", "{:.3f}")
-    for row in document["rows"]:
+    for row in rows:
         for key, asked in row["gate"].items():
             told, form = forms[key]
             cells = (f"at least {form.format(asked)}", form.format(row["found"][key]))
@@ -135,12 +162,6 @@ def _student(recipe: Recipe, folder: Path) -> Path:
     return folder / "student"
 
 
-def _trained(folder: Path) -> dict[str, Any]:
-    """Last losses and mean seconds a step, from the run's own Result."""
-    trained: dict[str, Any] = result.load(folder / "result.json")["rows"][0]["train"]
-    return trained
-
-
 def _evaluate(common: Recipe, policies: dict[str, str], out: Path) -> dict[str, Any]:
     from lithe.evaluate import evaluate
 
@@ -158,10 +179,13 @@ def _evaluate(common: Recipe, policies: dict[str, str], out: Path) -> dict[str, 
     return document
 
 
-def _bench(policies: dict[str, str], runs: int) -> dict[str, Any]:
+def _bench(common: Recipe, policies: dict[str, str], runs: int) -> dict[str, Any]:
+    """All policies see the same recorded episodes, static ones too."""
+    from lithe import api
     from lithe.bench import bench
 
-    return bench(list(policies.values()), names=list(policies), runs=runs, baseline=TEACHER)
+    shown = api.data(**common.data)
+    return bench(list(policies.values()), names=list(policies), runs=runs, baseline=TEACHER, data=shown)
 
 
 def _profile(common: Recipe, samples: int) -> dict[str, Any]:

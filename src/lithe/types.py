@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lithe.work import Parts, Work
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,12 @@ class Cost:
     flops: dict[str, float]  # "vision", "prefix", "denoise"
     bytes: dict[str, float]  # weights and caches streamed, same keys
     parameters: dict[str, int]
+    parts: Parts | None = None  # of a family that can be asked about routes
+
+    @staticmethod
+    def of(work: dict[str, Work], parameters: dict[str, int], parts: Parts | None = None) -> Cost:
+        flops, traffic = ({key: getattr(w, unit) for key, w in work.items()} for unit in ("flops", "bytes"))
+        return Cost(flops, traffic, parameters, parts)
 
     @property
     def total_flops(self) -> float:

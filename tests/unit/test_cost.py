@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lithe import surgery
+from lithe import registry, surgery
+from lithe._lanes import overruled, spent
 from lithe.families.base import Family
 from lithe.families.pi import Pi
-from lithe.surgery import KeepLayers
-from lithe.types import Cost
+from lithe.routers.base import Router, Sizes
+from lithe.runtimes.eager import Eager
+from lithe.surgery import InstallRouter, KeepLayers
+from lithe.types import Cost, Route
 
 PICO = {
     "pi05": {},
@@ -158,3 +163,113 @@ def test_published_floor(depth, prefix, expert):
 def test_the_floor_is_the_slower_of_arithmetic_and_traffic():
     cost = Cost({"vision": 2e9, "denoise": 1e9}, {"vision": 1e6, "denoise": 5e6}, {})
     assert cost.floor_ms(1e12, 1e9) == {"vision": 2.0, "denoise": 5.0}
+
+
+# -- routed policies ---------------------------------------------------------------------------------------------------
+
+ROUTERS: dict[str, dict] = {
+    "gates": {"width": 8, "always_on": (1,)},
+    "star": {"keep": 2, "width": 8},
+    "controllers": {"static": (0, 3), "rank": 2, "hidden": 3},
+    "exits": {"exits": (1, 3), "shares": (1.0, 1.0, 1.0), "reference": 0, "action_dim": 4},
+}
+FAMILIES = (("pi", {"variant": "pi05"}), ("pi", {"variant": "pi0"}), ("smolvla", {}), ("smolvla", {"expert_every": 2}))
+ANSWERS = ("its own", "closed", "open")
+every_router = pytest.mark.parametrize("kind", ROUTERS)
+
+
+def routed(kind: str, family: str = "pi", settings: dict | None = None) -> Family:
+    """A pico policy with a router that does something: gates and adapters with random weights, thresholds in reach."""
+    model = registry.get("families", family).fresh("pico", **(settings or {}))
+    surgery.replay(model, [InstallRouter(kind, ROUTERS[kind])])
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.router.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.5)
+        if kind == "exits":
+            model.router.thresholds.copy_(torch.tensor([-1.0, 1e8]))
+    return model.eval()
+
+
+def of_a_pass(model: Family, answer: str = "its own", route: Route | None = None) -> tuple[dict, Route]:
+    """FLOPs counted in one real pass, per part, and the way it took. Fused attention is not counted on CPUs."""
+    batch, noise, flops, told = model.example(1), model.noise(1, torch.Generator().manual_seed(5)), Counter(), []
+    changed = nullcontext() if answer == "its own" else overruled(Eager(model), answer == "closed")
+    with changed, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+
+        def trace(part: str) -> None:
+            flops[part] = counter.get_total_flops() - sum(flops.values())
+
+        model.act(batch, noise, steps=3, trace=trace, told=told.append, route=route)
+    return dict(flops), told[0]
+
+
+@every_router
+@pytest.mark.parametrize(("family", "settings"), FAMILIES, ids=str)
+def test_a_routed_pass_costs_what_really_ran(kind, family, settings):
+    model, ran = routed(kind, family, settings), set()
+    whole = model.cost(steps=3)
+    for answer in ANSWERS:
+        flops, route = of_a_pass(model, answer)
+        found = spent(whole, [route], model.router)
+        assert found.cost.flops == flops, f"{answer}: {route.run}"
+        assert found.router == sum(w.flops for w in model.router.work(route, whole.parts).values()) > 0
+        ran.add(sum(route.run))
+    assert len(ran) > 1, "every answer ran as many layers"
+
+
+@every_router
+def test_a_repeated_pass_is_paid_twice_and_its_router_once(kind):
+    model = routed(kind)
+    whole, (flops, route), (again, full) = model.cost(steps=3), of_a_pass(model), of_a_pass(model, route=Route.full(4))
+    both = spent(whole, [route, full], model.router)
+    assert again == whole.flops, "a given route asks nobody"
+    assert both.cost.flops == {part: flops[part] + again[part] for part in flops}
+    assert both.router == spent(whole, [route], model.router).router
+
+
+@every_router
+def test_the_bounds_are_the_shortest_and_the_longest_answer(kind):
+    model = routed(kind)
+    shortest = {"gates": (1,), "star": (0, 1), "controllers": (0, 3), "exits": (0,)}[kind]
+    closed, open_ = of_a_pass(model, "closed")[1], of_a_pass(model, "open")[1]
+    assert open_.run == (True,) * 4 and not open_.crossings
+    if kind == "star":
+        assert sum(closed.run) == 2 and closed.run == of_a_pass(model)[1].run, "it always skips as much as it may"
+    else:
+        assert tuple(i for i, run in enumerate(closed.run) if run) == shortest
+    assert model.router.name == kind, "the router was not given back"
+
+
+def test_bytes_of_a_routed_pass_are_the_weights_that_it_read():
+    """Of linears and convolutions, by hooks; one jump, with everything in bf16."""
+    model = routed("controllers").to(torch.bfloat16)
+    running, weights, told = Counter(), Counter(), []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith("router"):
+            module.register_forward_hook(lambda m, *_: running.update(now=m.weight.numel() * m.weight.element_size()))
+
+    def trace(part: str) -> None:
+        weights[part] = running["now"] - sum(weights.values())
+
+    with overruled(Eager(model), True):
+        model.act(model.example(1), model.noise(1, torch.Generator()), 3, trace=trace, told=told.append)
+    parts, c = model.cost(steps=3).parts, model.config
+    works = parts.along(told[0])
+    cache = 3 * sum(told[0].run) * 2 * parts.prefix * c.trunk.kv_heads * c.trunk.head_dim * 2
+    assert {k: w.bytes for k, w in works.items()} == {**weights, "denoise": weights["denoise"] + cache}
+    adapters = model.router.adapters
+    assert model.router.work(told[0], parts)["denoise"].bytes == 3 * sum(
+        m.weight.numel() * 2 for m in adapters["suffix"]["1"].modules() if isinstance(m, nn.Linear)
+    )
+
+
+def test_a_router_that_does_not_say_what_it_costs_is_not_taken_for_free():
+    class Silent(Router):
+        name = "silent"
+
+    silent = Silent(Sizes(4, 8, 8))
+    with pytest.raises(NotImplementedError, match="Silent does not say what it costs"):
+        silent.work(Route.full(4), routed("star").cost().parts)
+    with pytest.raises(NotImplementedError, match="Silent does not say what it may skip"):
+        silent.closed(torch.ones(1, 4))

@@ -55,15 +55,15 @@ class Planted(Runtime):
     ):
         super().__init__(model)
         self.time, self.parts, self.end_ms, self.factor = time, parts, end_ms, factor
-        self.log, self.tag, self.calls = [] if log is None else log, tag, 0
+        self.log, self.tag, self.calls = [] if log is None else log, tag, []  # shared by all sessions
 
     def chunk(self, batch, noise_BHA, trace=None):
         for part, ms in self.parts.items():
-            self.time.pass_ms(ms * self.factor(self.calls))
+            self.time.pass_ms(ms * self.factor(len(self.calls)))
             if trace:
                 trace(part)
         self.log.append((self.tag, "model" if trace else "infer"))
-        self.calls += 1
+        self.calls.append(None)
         return noise_BHA
 
     def infer(self, observation):

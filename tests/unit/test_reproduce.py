@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import yaml
 from rich.console import Console
 
 from lithe import checkpoint, result
+from lithe._facts import seconds, trained
 from lithe.data.fake import FakeData
 from lithe.families.pi import Pi
 from lithe.recipe import Gate, Train, load
 from lithe.reproduce import comparable, judge, reproduce, table
+from lithe.train import train
 
 ROOT = Path(__file__).parents[2]
 BASE = {
@@ -26,6 +29,7 @@ BASE = {
 OWN = {
     "small": {"method": {"name": "shallow_pi", "keep": 2}, "gate": {"points": 100.0, "speedup": 50.0}},
     "control": {"method": {"name": "finetune", "keep": 2}},
+    "routed": {"method": {"name": "mole", "keep": 3}},
 }
 
 
@@ -52,14 +56,18 @@ def parsed(recipes) -> dict:
 @pytest.mark.timeout(300)
 def test_everything_is_made_once_and_judged(recipes, tmp_path, capsys):
     document = reproduce(recipes, tmp_path, runs=3, samples=4)
-    assert [row["policy"] for row in document["rows"]] == ["control", "small"]
-    control, small = document["rows"]
+    assert [row["policy"] for row in document["rows"]] == ["control", "routed", "small"]
+    control, routed, small = document["rows"]
     assert control["gate"] == {}
     assert small["met"] == {"points": True, "speedup": False}
     bench = {row["policy"]: row for row in result.load(tmp_path / "bench.json")["rows"]}
     assert small["found"]["speedup"] == bench["small"]["ratio"]["p50"]
     assert small["paired"]["against"] == "teacher" and small["paired"]["n"] == 2
     assert {"task", "kd/velocity", "step_s"} <= small["train"].keys()
+    check_one_row_tells_everything(routed, bench["routed"], tmp_path)
+    assert small["layers"] == 2 and small["flop_share"] < 1 and "layers_run" not in small and "closed_ms" not in small
+    seen = result.load(tmp_path / "bench.json")["settings"]
+    assert seen["inputs"] == "FakeData", "the teacher and static students see what routed ones see"
     page = Path(document["page"]).read_text()
     assert all(name in page for name in ("teacher", "small", "control", "kd/velocity"))
     watched = [tmp_path / name for name in ("bench.json", "profile.json", "small/result.json", "strips/strips.json")]
@@ -73,6 +81,38 @@ def test_everything_is_made_once_and_judged(recipes, tmp_path, capsys):
     strips.write_text(strips.read_text().replace('"weights": "', '"weights": "0'))
     reproduce(recipes, tmp_path, runs=3, samples=4)
     assert '"weights": "0' not in strips.read_text(), "strips of other weights were kept"
+
+
+def check_one_row_tells_everything(row: dict, timed: dict, out: Path) -> None:
+    assert row["layers"] == 4 and row["success"]["n"] == 2 and row["layers_run"]["bench"] == timed["layers_run"]
+    assert row["layers_run"]["eval"]["histogram"] == {"3": 1.0} and row["layers_run"]["bench"]["mean"] == 3.0
+    for key in ("closed_ms", "open_ms", "flop_share", "end_to_end_ms", "router_flops", "ratio"):
+        assert row[key] == timed[key]
+    student = checkpoint.load(out / "routed" / "student")
+    assert row["train"]["trainable_parameters"] == sum(p.numel() for p in student.parameters())
+    lines = [json.loads(line) for line in (out / "routed" / "metrics.jsonl").read_text().splitlines()]
+    each = [line["step_s"] + line["data_s"] for line in lines]
+    assert row["train"]["seconds"] == pytest.approx(4 * sum(each) / len(each), abs=0.06)
+
+
+def test_seconds_are_means_times_steps(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    lines = [{"step": 10, "step_s": 2.0, "data_s": 0.5, "task": 9.0}, {"step": 13, "step_s": 1.0, "data_s": 0.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert seconds(tmp_path) == 10 * 2.5 + 3 * 1.0
+
+
+def test_only_what_a_stage_trains_is_trainable(recipes, tmp_path):
+    """Of a student with a frozen tower; and nothing of one that is cut and not trained."""
+    overrides = [f"train.freeze={['vision.']}", "train.steps=2", "train.save_every=2"]
+    recipe = load(next(path for path in recipes if path.stem == "routed"), overrides)
+    train(recipe, tmp_path / "run")
+    student = checkpoint.load(tmp_path / "run" / "student")
+    expected = sum(p.numel() for n, p in student.named_parameters() if not n.startswith("vision."))
+    assert trained(recipe, tmp_path / "run")["trainable_parameters"] == expected
+    free = dataclasses.replace(recipe, method={"name": "efficientvla", "keep": 2})
+    train(free, tmp_path / "free")
+    assert trained(free, tmp_path / "free") == {"trainable_parameters": 0, "seconds": 0}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lithe.types import Route
+from lithe.work import Parts, Work
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -71,6 +74,11 @@ class Router(nn.Module, ABC):
         """A fresh memory, for a router that has one."""
         return None
 
+    def work(self, route: Route, parts: Parts) -> dict[str, Work]:
+        """What asking it, its adapters and its probes cost in a pass that it sent this way: what falls into "prefix"
+        and what into "denoise". parts: of the policy."""
+        raise NotImplementedError(f"the router {type(self).__name__} does not say what it costs: give it `work`")
+
     # -- deciding ahead ----------------------------------------------------------------------------------------------
 
     def ahead(self, sight: Sight, memory: Memory | None) -> Tensor | None:
@@ -81,11 +89,19 @@ class Router(nn.Module, ABC):
         """0 or 1 for every layer, with the gradient of the probability (straight-through)."""
         return straight_through(gates_BL >= 0.5, gates_BL)
 
+    def closed(self, gates_BL: Tensor) -> Tensor:
+        """As `harden`, if the router skipped as much as it ever may: what its fastest answer looks like."""
+        raise NotImplementedError(f"the router {type(self).__name__} does not say what it may skip: give it `closed`")
+
     # -- deciding on the way -----------------------------------------------------------------------------------------
 
     def landing(self, i: int) -> int | None:
         """Where a crossing that begins at layer i ends (`depth` = behind the last layer); None = none begins here."""
         return None
+
+    def may_cross(self, i: int) -> bool:
+        """Whether a crossing can begin at layer i at all, whatever is seen."""
+        return self.landing(i) is not None
 
     def allows(self, i: int, memory: Memory | None) -> bool:
         """Whether a crossing may begin at layer i now; costs nothing on the device."""

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from lithe.routers._continuity import Continuity, Guidance
 from lithe.routers.base import Memory, Router, Sizes, pooled
+from lithe.types import Route
+from lithe.work import Parts, Work
 
 Jump = Literal["learned", "always", "random"]
 
@@ -90,6 +92,15 @@ class Controllers(Router):
 
     def bridge(self, stream: str, i: int, x: Tensor) -> Tensor:
         return self.adapters.get_submodule(f"{stream}.{i}")(x)
+
+    def work(self, route: Route, parts: Parts) -> dict[str, Work]:
+        """Every controller that was reached counts as asked, also one that the memory did not let speak."""
+        jumps = [crossing.start for crossing in route.crossings]
+        asked = [layer for i, layer in self.controllers.items() if route.run[int(i)] or int(i) in jumps]
+        prefix = [Work.of(layer, 1) for layer in asked]
+        prefix += [Work.of(self.adapters.get_submodule(f"prefix.{i}"), parts.prefix) for i in jumps]
+        suffix = [Work.of(self.adapters.get_submodule(f"suffix.{i}"), parts.suffix, parts.steps) for i in jumps]
+        return {"prefix": sum(prefix, Work()), "denoise": sum(suffix, Work())}
 
 
 def segments(depth: int, static: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

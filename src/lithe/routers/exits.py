@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from lithe.routers.base import Probe, Router, Sizes
+from lithe.types import Route
+from lithe.work import Parts, Work
 
 UNFITTED, NEVER = float("-inf"), -1.0  # thresholds below every distance
 
@@ -45,6 +47,9 @@ class Exits(Router):
     def landing(self, i: int) -> int | None:
         return self.sizes.depth if self.exits and i in (self.reference, *self.exits) else None
 
+    def may_cross(self, i: int) -> bool:
+        return i in self.exits
+
     def crosses(self, i: int, x_BND: Tensor, valid_BN: Tensor, probe: Probe | None) -> bool:
         assert probe is not None, "exits are for acting"
         if not probe.before:
@@ -53,6 +58,11 @@ class Exits(Router):
             return False
         moved_B = self.distance(probe(), probe.before[-2])
         return bool(moved_B[0] <= self.thresholds[self.exits.index(i)])
+
+    def work(self, route: Route, parts: Parts) -> dict[str, Work]:
+        """The probes up to the one that said stop."""
+        asked = (self.reference, *self.exits) if self.exits else ()
+        return {"prefix": parts.probed(route, [i for i in asked if i <= sum(route.run)])}
 
     def distance(self, a_BHA: Tensor, b_BHA: Tensor) -> Tensor:
         """Root mean square difference of two chunks over real action dimensions, [B]."""

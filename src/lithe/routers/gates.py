@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lithe.routers.base import Memory, Router, Sight, Sizes, peak, pooled, straight_through
+from lithe.types import Route
+from lithe.work import Parts, Work
 
 
 class Gates(Router):
@@ -62,6 +64,14 @@ class Gates(Router):
 
     def harden(self, gates_BL: Tensor) -> Tensor:
         return straight_through(gates_BL >= self.threshold, gates_BL)
+
+    def closed(self, gates_BL: Tensor) -> Tensor:
+        always = torch.tensor(self.always_on, dtype=torch.long, device=gates_BL.device)
+        return torch.zeros_like(gates_BL).index_fill(1, always, 1.0)
+
+    def work(self, route: Route, parts: Parts) -> dict[str, Work]:
+        mapped = Work.of(self.seen, parts.prefix) + Work.of(self.words, parts.prefix)
+        return {"prefix": mapped + Work.of(self.gate, 1)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gates:
         """Moves with the model, but stays float32 when that is cast: rounded weights would take other ways."""

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lithe.routers.base import Memory, Router, Sight, Sizes, pooled, straight_through
+from lithe.types import Route
+from lithe.work import Parts, Work
 
 HIDDEN = -1e9  # finite: a prompt without any token must not give NaN
 
@@ -58,6 +60,16 @@ class Star(Router):
     def harden(self, gates_BL: Tensor) -> Tensor:
         best = gates_BL.sort(dim=-1, descending=True, stable=True).indices[:, : self.keep]
         return straight_through(torch.zeros_like(gates_BL).scatter(1, best, 1.0), gates_BL)
+
+    def closed(self, gates_BL: Tensor) -> Tensor:
+        """It always skips as much as it may."""
+        return self.harden(gates_BL)
+
+    def work(self, route: Route, parts: Parts) -> dict[str, Work]:
+        once = (self.spatial_in, self.spatial_out, self.temporal_out, self.scale)
+        mapped = Work.of(self.shared, parts.prefix) + Work.of(self.encoder, parts.prefix)
+        attention = Work(4 * parts.prefix**2 * self.shared.out_features)
+        return {"prefix": sum((Work.of(layer, 1) for layer in once), mapped + attention)}
 
 
 class _Encoder(nn.Module):

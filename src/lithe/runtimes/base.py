@@ -6,6 +6,7 @@ of its seed; it holds per-episode state (router memory) and `reset` clears it.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -37,6 +38,15 @@ class Runtime(ABC):
         self.memory = self.model.router.memory() if self.model.router else None
         self.taken: list[Route] = []  # one for each pass of this episode
         self.repeated = 0  # passes of this episode that were done again by every layer
+
+    def twin(self, seed: int = 0) -> Runtime:
+        """Another session of the same model, run by the same machinery.
+
+        What an episode leaves behind must therefore be set in `reset`, as new objects, and nowhere else.
+        """
+        other = copy.copy(self)
+        other.reset(seed)
+        return other
 
     def infer(self, observation: Observation) -> np.ndarray:
         """One chunk of actions in the robot's units, float32 [H, A]."""
