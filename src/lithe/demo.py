@@ -16,7 +16,7 @@ from lithe.reproduce import reproduce
 
 TASKS = ("drawer-open-v3", "window-close-v3", "faucet-open-v3", "faucet-close-v3")
 RECIPES = ("shallow_pi-4", "finetune-4")
-EPISODES_TO_LEARN, STEPS, EPISODES_TO_PROVE = 30, 600, 12
+EPISODES_TO_LEARN, STEPS, EPISODES_TO_PROVE = 30, 700, 12
 
 
 def demo(
