@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lithe._cells import Grid, number
-from lithe._figures import cut_map, heat, lengths, ramp_key
+from lithe._layer_charts import cut_map, heat, lengths, ramp_key
 from lithe._material import Material, by_policy
 from lithe._page import Html, details, figure, table, tag, who
 from lithe._scales import Scale, short, signed, times
@@ -23,9 +23,9 @@ def cut(material: Material) -> list[Html]:
 
 def _layers(material: Material) -> list[Html]:
     """A map where the depth of the uncut policy is known, else the numbers in words."""
-    histories = _histories(material)
-    kept = {name: kept_layers(history) for name, history in histories.items()}
-    depth = _full_depth(material, histories)
+    known = histories(material)
+    kept = {name: kept_layers(history) for name, history in known.items()}
+    depth = _full_depth(material, known)
     parts: list[Html] = []
     for key in dict.fromkeys(key for found in kept.values() for key in found):
         stack, _, path = key.partition(": ")
@@ -39,7 +39,7 @@ def _layers(material: Material) -> list[Html]:
             parts.append(figure(cut_map(rows, len(whole), f"Layers kept{where}: {told}"), caption=said))
         else:
             parts.append(tag("p", f"Layers kept{where}: {told}."))
-    others = {name: [op for op in history if op.get("op") != "KeepLayers"] for name, history in histories.items()}
+    others = {name: [op for op in history if op.get("op") != "KeepLayers"] for name, history in known.items()}
     told = "; ".join(f"{name}: {', '.join(_spelled(op) for op in ops)}" for name, ops in others.items() if ops)
     return [*parts, *([tag("p", f"Other surgery: {told}.")] if told else [])]
 
@@ -59,7 +59,7 @@ def kept_layers(history: Sequence[Row]) -> dict[str, list[int]]:
     return found
 
 
-def _histories(material: Material) -> dict[str, list[Row]]:
+def histories(material: Material) -> dict[str, list[Row]]:
     """The surgery of every policy of which it is known."""
     found = {
         name: entrant["history"]
@@ -82,7 +82,9 @@ def _full_depth(material: Material, histories: Mapping[str, Sequence[Row]]) -> i
 
 
 def _spelled(op: Row) -> str:
-    return f"{op.get('op')} " + ", ".join(f"{key} {value}" for key, value in op.items() if key != "op")
+    """An op in words; settings that are many stand in the provenance."""
+    told = {key: value for key, value in op.items() if key != "op" and not isinstance(value, dict)}
+    return f"{op.get('op')} " + ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 def _costs(material: Material) -> list[Html]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lithe._page import Html, hue, join, marker, tag
+from lithe._labels import ROOMS, spots
+from lithe._page import Html, hue, join, marker, tag, who
 from lithe._scales import Scale, tick
 
 Form = Callable[[float], str]
-ROW, BAR = 46, 16
+ROW, BAR, CAP = 46, 16, 4
 LONGEST = 20  # letters of a name inside a drawing; the whole one is in its tooltip
-# A ramp that is ordered by lightness as well as by hue (viridis), so that it survives grey print and colour blindness.
-RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,15 @@ class Curve:
     smooth: Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One of many points without a name. special: drawn as a triangle."""
+
+    x: float
+    y: float
+    special: bool = False
+
+
 def at(x: float, y: float, *children: str) -> Html:
     """Children around the point x (0 to 1 of the width), y pixels."""
     return tag("svg", *children, x=pct(x), y=round(y, 1), class_="at")
@@ -69,23 +77,23 @@ def pct(x: float) -> str:
 def forest(marks: Sequence[Mark], x: Scale, form: Form, label: str, alt: str, zero: float | None = None) -> Html:
     """Values with their intervals, one row each; `zero` draws the line of no difference."""
     height = ROW * len(marks)
-    drawn = [_x_axis(x, height, form, label)]
+    drawn = [x_axis(x, height, form, label)]
     if zero is not None and x.low <= zero <= x.high:
         drawn.append(tag("line", x1=pct(x(zero)), x2=pct(x(zero)), y1=0, y2=height, class_="zero"))
     for i, mark in enumerate(marks):
         y = ROW * i + 33
-        drawn += [_caption(mark.name, mark.text, ROW * i + 16), _whisker(x, mark.low, mark.high, y, mark.look)]
+        drawn += [caption(mark.name, mark.text, ROW * i + 16), _whisker(x, mark.low, mark.high, y, mark.look)]
         drawn.append(at(x(mark.x), y, marker(mark.look)))
-    return _plot(drawn, height + 40, alt)
+    return plot(drawn, height + 40, alt)
 
 
 def bars(rows: Sequence[Bar], x: Scale, form: Form, label: str, alt: str) -> Html:
     """Stacked lengths, one row each; a triangle marks each floor."""
     height, order = (ROW + 8) * len(rows), list(dict.fromkeys(part for row in rows for part in row.parts))
-    drawn = [_x_axis(x, height, form, label)]
+    drawn = [x_axis(x, height, form, label)]
     for i, row in enumerate(rows):
         top, left = (ROW + 8) * i, 0.0
-        drawn.append(_caption(row.name, row.text, top + 16, row.look))
+        drawn.append(caption(row.name, row.text, top + 16, row.look))
         for part, length in row.parts.items():
             k, width = order.index(part) % 4, length / x.high
             said = tag("title", f"{row.name}: {part} {form(length)}")
@@ -97,7 +105,7 @@ def bars(rows: Sequence[Bar], x: Scale, form: Form, label: str, alt: str) -> Htm
             said = tag("title", f"{row.name}: floor {form(row.floor)}")
             point = tag("path", said, d="M0 0L5 8H-5Z", class_="floor")
             drawn.append(at(x(row.floor), top + 25 + BAR, point))
-    return _plot(drawn, height + 40, alt)
+    return plot(drawn, height + 40, alt)
 
 
 def scatter(
@@ -111,79 +119,62 @@ def scatter(
     height: int = 300,
 ) -> Html:
     """Points with intervals both ways and their names beside them. lines: (class, corner points) drawn underneath."""
-    drawn = [_y_axis(y, height, forms[1], labels[0]), _x_axis(x, height, forms[0], labels[1])]
+    drawn = [y_axis(y, height, forms[1], labels[0]), x_axis(x, height, forms[0], labels[1])]
     for kind, corners in lines:
         for (x1, y1), (x2, y2) in pairwise(corners):
             ends = {"x1": pct(x(x1)), "x2": pct(x(x2)), "y1": height * (1 - y(y1)), "y2": height * (1 - y(y2))}
             drawn.append(tag("line", class_=kind, **ends))
-    taken: list[tuple[float, float, float]] = []
     for mark in marks:
         left, top = x(mark.x), height * (1 - y(mark.y))
         drawn.append(_whisker(x, mark.low, mark.high, top, mark.look))
         if mark.y_low is not None and mark.y_high is not None:
             ends = {"y1": height * (1 - y(mark.y_low)), "y2": height * (1 - y(mark.y_high))}
             drawn.append(tag("line", x1=pct(left), x2=pct(left), class_=f"whisker {hue(mark.look)}", **ends))
-        wide = len(_cut(mark.name)) / 40  # a letter is 7.5 pixels, the narrowest drawing 300
-        before = left + wide > 1
-        spot = _free(taken, left - wide if before else left, wide, top, before)
-        name = tag("text", _cut(mark.name), x=-10 if before else 10, class_="end name" if before else "name")
-        drawn += [at(left, top, marker(mark.look), tag("title", f"{mark.name}: {mark.text}")), at(left, spot, name)]
-    return tag("div", _plot(drawn, height + 40, alt), class_="axes")
+    for mark in reversed(marks):  # the first on top
+        place = x(mark.x), height * (1 - y(mark.y))
+        drawn.append(at(*place, marker(mark.look), tag("title", f"{mark.name}: {mark.text}")))
+    names, keys = _names(marks, x, y, height, lines)
+    return join(tag("div", plot([*drawn, *names], height + 40, alt), class_="axes"), *keys)
 
 
-def heat(
-    grid: Sequence[Sequence[float]], rows: Sequence[str], heads: Sequence[str], x: Scale, label: str, alt: str
-) -> Html:
-    """Cells coloured by value over the range `x`, rows from top to bottom."""
-    side, wide, every = 20, 1 / len(heads), -(-len(heads) // 12)
-    drawn = []
-    for i, (row, name) in enumerate(zip(grid, rows, strict=True)):
-        drawn.append(tag("text", name, x=0, dx=-6, y=side * i + 14, class_="tick end"))
-        for k, value in enumerate(row):
-            said = tag("title", f"layer {name}, {heads[k]}: {value:.4f}")
-            place = {"x": pct(k * wide), "y": side * i, "width": pct(wide), "height": side}
-            drawn.append(tag("rect", said, fill=ramp(x(value)), class_="cell", **place))
-    foot = side * len(rows) + 15
-    for k in range(0, len(heads), every):
-        drawn.append(tag("text", heads[k], x=pct((k + 0.5) * wide), y=foot, class_="tick middle"))
-    drawn.append(tag("text", label, x="100%", y=foot + 18, class_="axis end"))
-    return tag("div", _plot(drawn, foot + 24, alt), class_="cells")
+def _names(
+    marks: Sequence[Mark], x: Scale, y: Scale, height: int, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
+) -> tuple[list[Html], list[Html]]:
+    """The names in a scatter, for narrow pages and for wide ones, and lists of those for which there is no room."""
+    points = [(x(mark.x), height * (1 - y(mark.y))) for mark in marks]
+    corners = [[(x(a), height * (1 - y(b))) for a, b in ends] for _, ends in lines]
+    fixed = [pair for ends in corners for pair in pairwise(ends)]
+    for mark, (left, top) in zip(marks, points, strict=True):
+        if mark.low is not None and mark.high is not None:
+            caps = [x(mark.low), x(mark.high)]
+            fixed += [((caps[0], top), (caps[1], top)), *(((cap, top - CAP), (cap, top + CAP)) for cap in caps)]
+        if mark.y_low is not None and mark.y_high is not None:
+            fixed.append(((left, height * (1 - y(mark.y_low))), (left, height * (1 - y(mark.y_high)))))
+    turning = {corner for ends in corners for corner in ends}
+    order = sorted(range(len(marks)), key=lambda i: points[i] not in turning)  # what a line is about comes first
+    shown, names, keys = [shortened(mark.name) for mark in marks], [], []
+    for room, widths in ROOMS.items():
+        found = spots(points, [len(name) for name in shown], fixed, height, widths, order)
+        for i, spot in found.items():
+            (x1, y1), (x2, y2) = spot.line
+            ends = {"x1": round(x1, 1), "y1": round(y1, 1), "x2": round(x2, 1), "y2": round(y2, 1)}
+            leader = tag("line", class_="leader", **ends) if spot.leader else None
+            said = tag("text", shown[i], x=spot.dx, y=spot.dy, class_="name" if spot.side > 0 else "end name")
+            names.append(at(*points[i], tag("g", *([leader] if leader else []), said, class_=room)))
+        left_out = [who(mark.name, mark.look) for i, mark in enumerate(marks) if i not in found]
+        keys += [tag("p", "Not named in the drawing: ", *left_out, class_=f"legend {room}")] if left_out else []
+    return names, keys
 
 
-def lengths(values: Sequence[float], rows: Sequence[str], x: Scale, label: str, alt: str) -> Html:
-    """One thin bar a row, as high as the rows of `heat`, so that both can stand side by side."""
-    side, drawn = 20, []
-    height = side * len(rows)
-    drawn.append(_x_axis(x, height, tick, label, most=4))
-    for i, (value, name) in enumerate(zip(values, rows, strict=True)):
-        ends = sorted((x(0.0), x(value)))
-        said = tag("title", f"layer {name}: {value:.4g}")
-        drawn.append(tag("text", name, x=0, dx=-6, y=side * i + 14, class_="tick end"))
-        place = {"x": pct(ends[0]), "y": side * i + 4, "width": pct(ends[1] - ends[0]), "height": side - 8}
-        drawn.append(tag("rect", said, class_="length", **place))
-    return tag("div", _plot(drawn, height + 40, alt), class_="cells")
-
-
-def ramp(share: float) -> str:
-    """The colour of a value, from 0 to 1 of its range."""
-    place = min(max(share, 0.0), 1.0) * (len(RAMP) - 1)
-    i = min(int(place), len(RAMP) - 2)
-    mixed = (round(a + (b - a) * (place - i)) for a, b in zip(RAMP[i], RAMP[i + 1]))
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
-
-
-def ramp_key(x: Scale, form: Form, label: str) -> Html:
-    """What the colours of `heat` mean."""
-    blocks = [
-        tag("rect", x=pct(i / 40), y=18, width=pct(1 / 40), height=10, fill=ramp((i + 0.5) / 40), class_="cell")
-        for i in range(40)
-    ]
-    ends = [
-        tag("text", form(value), x=pct(x(value)), y=42, class_=f"tick {kind}")
-        for value, kind in ((x.low, "begin"), (x.high, "end"))
-    ]
-    alt = f"Colour key: {label}, from {form(x.low)} (dark) to {form(x.high)} (bright)"
-    return tag("div", _plot([tag("text", label, x=0, y=12, class_="axis"), *blocks, *ends], 46, alt), class_="key-bar")
+def dots(points: Sequence[Dot], look: int, x: Scale, y: Scale, labels: tuple[str, str], alt: str) -> Html:
+    """Many points of one policy; where several are in one place, it is darker."""
+    height = 150
+    drawn = [y_axis(y, height, tick, labels[0], most=4), x_axis(x, height, tick, labels[1], most=4)]
+    for dot in sorted(points, key=lambda dot: dot.special):
+        shape = "M0-5L4.5 3.5H-4.5Z" if dot.special else "M0-3.4A3.4 3.4 0 1 1 0 3.4A3.4 3.4 0 1 1 0-3.4Z"
+        kind = "again-mark" if dot.special else f"dot {hue(look)}"
+        drawn.append(at(x(dot.x), height * (1 - y(dot.y)), tag("path", d=shape, class_=kind)))
+    return tag("div", plot(drawn, height + 40, alt), class_="axes")
 
 
 def curves(series: Sequence[Curve], y: Scale, steps: Scale, title: str, form: Form, alt: str) -> Html:
@@ -196,37 +187,20 @@ def curves(series: Sequence[Curve], y: Scale, steps: Scale, title: str, form: Fo
             path = "L".join(f"{1000 * s:.1f} {1000 * (1 - v):.1f}" for s, v in seen)
             paths.append(tag("path", tag("title", curve.name), d=f"M{path}", class_=f"{kind} {hue(curve.look)}"))
     inner = tag("svg", *paths, viewBox="0 0 1000 1000", preserveAspectRatio="none", height=height, width="100%")
-    drawn = [_y_axis(y, height, form, title), _x_axis(steps, height, _thousands, "step", most=5), inner]
+    drawn = [y_axis(y, height, form, title), x_axis(steps, height, _thousands, "step", most=5), inner]
     for curve in series:
         if curve.smooth:
             s, v = curve.smooth[-1]
             drawn.append(at(steps(s), height * (1 - y(v)), marker(curve.look)))
-    return tag("div", _plot(drawn, height + 40, alt), class_="axes")
+    return tag("div", plot(drawn, height + 40, alt), class_="axes")
 
 
-def cut_map(rows: Sequence[tuple[str, int, Sequence[int]]], depth: int, alt: str) -> Html:
-    """Which of the first policy's `depth` layers are left, one row of squares each: (name, look, layers)."""
-    wide, drawn = 1 / depth, []
-    for i, (name, look, kept) in enumerate(rows):
-        top = ROW * i
-        drawn.append(_caption(name, f"{len(kept)} of {depth} layers", top + 16, look))
-        for layer in range(depth):
-            left = layer in kept
-            said = tag("title", f"{name}: layer {layer} {'kept' if left else 'removed'}")
-            place = {"x": pct((layer + 0.08) * wide), "y": top + 23, "width": pct(0.84 * wide), "height": 14}
-            drawn.append(tag("rect", said, rx=2, class_=f"kept {hue(look)}" if left else "gone", **place))
-    foot, every = ROW * len(rows) + 10, -(-depth // 18)
-    for layer in range(0, depth, every):
-        drawn.append(tag("text", str(layer), x=pct((layer + 0.5) * wide), y=foot, class_="tick middle"))
-    drawn.append(tag("text", "layer of the uncut policy", x="100%", y=foot + 17, class_="axis end"))
-    return _plot(drawn, foot + 22, alt)
-
-
-def _plot(drawn: Sequence[str], height: float, alt: str) -> Html:
+def plot(drawn: Sequence[str], height: float, alt: str) -> Html:
+    """A whole drawing, as wide as there is room."""
     return tag("svg", *drawn, class_="plot", role="img", aria_label=alt, width="100%", height=height)
 
 
-def _x_axis(x: Scale, height: float, form: Form, label: str, most: int = 6) -> Html:
+def x_axis(x: Scale, height: float, form: Form, label: str, most: int = 6) -> Html:
     """Grid, ticks and label along the bottom; the outermost ticks stay inside the drawing."""
     drawn = []
     for value in x.ticks(most):
@@ -238,9 +212,10 @@ def _x_axis(x: Scale, height: float, form: Form, label: str, most: int = 6) -> H
     return join(*drawn)
 
 
-def _y_axis(y: Scale, height: float, form: Form, label: str) -> Html:
+def y_axis(y: Scale, height: float, form: Form, label: str, most: int = 5) -> Html:
+    """Grid, ticks and, above them, the label along the left side."""
     drawn = [tag("text", label, x=0, dx=-44, y=-12, class_="axis")]
-    for value in y.ticks(5):
+    for value in y.ticks(most):
         place = round(height * (1 - y(value)), 1)
         drawn.append(tag("line", x1=0, x2="100%", y1=place, y2=place, class_="grid"))
         drawn.append(tag("text", form(value), x=0, dx=-7, y=place + 4, class_="tick end"))
@@ -253,28 +228,20 @@ def _whisker(x: Scale, low: float | None, high: float | None, y: float, look: in
         return Html("")
     ends = (pct(x(low)), pct(x(high)))
     kind = f"whisker {hue(look)}"
-    caps = [tag("line", x1=end, x2=end, y1=round(y - 4, 1), y2=round(y + 4, 1), class_=kind) for end in ends]
+    caps = [tag("line", x1=end, x2=end, y1=round(y - CAP, 1), y2=round(y + CAP, 1), class_=kind) for end in ends]
     return join(tag("line", x1=ends[0], x2=ends[1], y1=round(y, 1), y2=round(y, 1), class_=kind), *caps)
 
 
-def _caption(name: str, text: str, y: float, look: int | None = None) -> Html:
+def caption(name: str, text: str, y: float, look: int | None = None) -> Html:
     """The line above a row: who on the left, the number on the right."""
     key = Html("") if look is None else at(0, y - 4.5, tag("g", marker(look), transform="translate(6)"))
-    said = tag("text", _cut(name), tag("title", name), x=0, dx=None if look is None else 18, y=y, class_="name")
+    said = tag("text", shortened(name), tag("title", name), x=0, dx=None if look is None else 18, y=y, class_="name")
     return join(key, said, tag("text", text, x="100%", y=y, class_="value end"))
 
 
-def _cut(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name as it stands in a drawing: its beginning and its end."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}…{name[-8:]}"
-
-
-def _free(taken: list[tuple[float, float, float]], left: float, wide: float, y: float, above: bool) -> float:
-    """The height for a name of this width: just above or below its point, or as near as the names before it allow."""
-    near = (y - 10, y - 25, y + 19) if above else (y + 19, y + 34, y - 10)
-    spots = [*near, *(y + 34 + 15 * i for i in range(40))]
-    spot = next(s for s in spots if not any(abs(s - t) < 15 and left < b and a < left + wide for a, b, t in taken))
-    taken.append((left, left + wide, spot))
-    return spot
 
 
 def _thousands(step: float) -> str:

@@ -1,6 +1,7 @@
 """Film strips: a few pictures of the very episodes that an evaluation played, the same task and seed for every policy.
 
-<out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step
+<out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step; of a policy
+                             that decides which layers run also the trail: what ran in every chunk (_trail.py)
 <out>/<policy>-<task>-0.png  the pictures
 """
 
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from lithe import registry
+from lithe import _trail, registry
 from lithe._disk import write_atomically
+from lithe._trail import Tracker, Trail
 
 INDEX = "strips.json"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Strip:
-    """One episode in pictures: (steps done, PNG file)."""
+    """One episode in pictures: (steps done, PNG file). trail: None for a policy that always runs the same layers."""
 
     folder: Path
     policy: str
@@ -36,6 +38,7 @@ class Strip:
     steps: int
     weights: str
     frames: tuple[tuple[int, str], ...]
+    trail: Trail | None = None
 
     def png(self, name: str) -> bytes:
         """The bytes of a picture."""
@@ -75,14 +78,15 @@ def strips(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     shown = []
-    for record, pictures in _played(settings, policies, tasks, seed, frames, camera, size):
+    for record, pictures, trail in _played(settings, policies, tasks, seed, frames, camera, size):
         stem = re.sub(r"[^\w.+-]", "_", f"{record['policy']}-{record['task']}")
         files = []
         for step in spread(list(pictures), frames):
             files.append({"step": step, "file": f"{stem}-{step}.png"})
             (out / f"{stem}-{step}.png").write_bytes(png(pictures[step]))
         told = {key: record[key] for key in ("policy", "task", "seed", "success", "steps")}
-        shown.append({**told, "weights": weights[record["policy"]], "frames": files})
+        ran = {"trail": _trail.written(trail)} if trail else {}
+        shown.append({**told, "weights": weights[record["policy"]], "frames": files, **ran})
     content = json.dumps({"sim": settings["sim"], "strips": shown}, indent=1)
     write_atomically(out / INDEX, content.encode() + b"\n")  # last: a folder with an index is complete
     return out
@@ -92,10 +96,7 @@ def read(folder: Path) -> list[Strip]:
     """The strips in a folder. Raises ValueError when the index or a picture is missing or damaged."""
     try:
         entries = json.loads((folder / INDEX).read_text())["strips"]
-        found = [
-            Strip(folder, frames=tuple((int(f["step"]), str(f["file"])) for f in entry.pop("frames")), **entry)
-            for entry in entries
-        ]
+        found = [_strip(folder, entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / INDEX} is damaged ({error}): make the film strips again") from error
     for strip in found:
@@ -106,6 +107,15 @@ def read(folder: Path) -> list[Strip]:
                     f"{folder / INDEX} names {name!r}, which is no PNG file beside it: make the strips again"
                 )
     return found
+
+
+def _strip(folder: Path, entry: dict[str, Any]) -> Strip:
+    frames = tuple((int(frame["step"]), str(frame["file"])) for frame in entry.pop("frames"))
+    trail = _trail.read(entry.pop("trail")) if "trail" in entry else None
+    strip = Strip(folder, frames=frames, trail=trail, **entry)
+    if trail and trail.chunks and trail.chunks[-1].step >= strip.steps:
+        raise ValueError(f"a chunk of step {trail.chunks[-1].step} in an episode of {strip.steps} steps")
+    return strip
 
 
 def png(picture_YXC: np.ndarray) -> bytes:
@@ -161,8 +171,8 @@ def _played(
     frames: int,
     camera: str | None,
     size: int,
-) -> Iterator[tuple[dict[str, Any], dict[int, np.ndarray]]]:
-    """The record of each episode, and its pictures by step."""
+) -> Iterator[tuple[dict[str, Any], dict[int, np.ndarray], Trail | None]]:
+    """The record of each episode, its pictures by step, and what ran where the policy decides that."""
     import torch
 
     from lithe._rollout import Job, Player, Setup
@@ -177,7 +187,14 @@ def _played(
         for task in tasks:
             for name in policies:
                 reel = Reel(lambda: player.sim.render(chosen, size), 8 * frames)
-                yield player.play(Job(name, task, seed), reel), reel.pictures
+                tracker = Tracker(player.policies[name])
+
+                def watch(step: int, over: bool, reel: Reel = reel, tracker: Tracker = tracker) -> None:
+                    reel(step, over)
+                    tracker(step, over)
+
+                record = player.play(Job(name, task, seed), watch)
+                yield record, reel.pictures, tracker.trail
         player.sim.close()
     finally:
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ Each function turns Results into markup; a field that is absent was not measured
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lithe._cells import Grid, difference, median, number, rate, ratio
@@ -31,6 +31,7 @@ def glance(material: Material) -> Html | None:
         for name, row in by_policy(document).items():
             grid.put(f"success, %{where}", name, rate(row.get("success")))
             grid.put(f"difference, points{where}", name, difference(row.get("paired")))
+            grid.put(f"layers run, mean{where}", name, number(row.get("layers_run", {}).get("mean")))
     for document in material.of("bench"):
         where = f", {machine(document)}" if len(material.of("bench")) > 1 else ""
         for name, row in by_policy(document).items():
@@ -114,20 +115,27 @@ def _tasks(material: Material, rows: dict[str, Row], tasks: list[str]) -> list[H
     shown = {name: row["tasks"] for name, row in rows.items() if row.get("tasks")}
     if not shown:
         return []
-    lines, changes = [], []
-    for task in tasks:
-        cells = [_tinted(figures.get(task, {}).get("success")) for figures in shown.values()]
-        lines.append([task, *cells])
-        changes.append([task, *(difference(f.get(task, {}).get("paired")) or "–" for f in shown.values())])
-    heads = [who(name, material.look(name)) for name in shown]
-    grid = table(["task", *heads], lines, "Success of every task", fills=True)
+    policies = {name: who(name, material.look(name)) for name in shown}
+    rates = {(t, name): _tinted(found.get(t, {}).get("success")) for name, found in shown.items() for t in tasks}
+    pairs = {(t, n): difference(found.get(t, {}).get("paired")) or "–" for n, found in shown.items() for t in tasks}
+    grid = _spread(tasks, policies, rates, "Success of every task", fills=True)
     shown_caption = "Success of every task in per cent, with 95 % intervals; the tint follows the rate."
     parts = [figure(grid, caption=shown_caption)]
     if any("paired" in row for row in rows.values()):
-        parts.append(
-            details("Paired differences task by task, points", table(["task", *heads], changes, "Paired differences"))
-        )
+        changes = _spread(tasks, policies, pairs, "Paired differences")
+        parts.append(details("Paired differences task by task, points", changes))
     return parts
+
+
+def _spread(
+    tasks: list[str], policies: Mapping[str, str], cells: Mapping[tuple[str, str], str], label: str, fills: bool = False
+) -> Html:
+    """A table of tasks and policies; whichever are more become its rows, for a page is longer than wide."""
+    if len(policies) > len(tasks):
+        rows = [[shown, *(cells[task, name] for task in tasks)] for name, shown in policies.items()]
+        return table(["policy", *tasks], rows, label, fills=fills)
+    rows = [[task, *(cells[task, name] for name in policies)] for task in tasks]
+    return table(["task", *policies.values()], rows, label, fills=fills)
 
 
 def _tinted(success: Row | None) -> Html:

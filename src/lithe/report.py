@@ -1,23 +1,23 @@
 """`lithe report`: Results, run folders and film strips put together into one self-contained HTML page.
 
-A headline in words, made from the Results; then success, speed, the two against each other, what was cut, how alike
-layers are, training, film strips, and where every number comes from. Sections appear for what was given. No script, no
-network, light and dark, wide and narrow, on paper. The bricks are in _page.py, the drawings in _figures.py, the style
-in report.css. Nothing is measured here and nothing is typed in.
+A headline in words, made from the Results; then success, speed, the two against each other, what was cut, which
+layers ran, how alike they are and how they score, training, film strips, and where every number comes from. Sections
+appear for what was given. No script, no network, light and dark, wide and narrow, on paper. The bricks are in _page.py,
+the drawings in _figures.py, the style in report.css. Nothing is measured here and nothing is typed in.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lithe import _anatomy, _speed, _success, _training
+from lithe import _anatomy, _importance, _routes, _speed, _success, _training
+from lithe._films import films
 from lithe._material import Material, gather
-from lithe._page import Html, details, page, section, table, tag, who
-from lithe._strips import Strip, strips
+from lithe._page import Html, details, page, section, table, tag
+from lithe._strips import strips
 from lithe._verdict import verdict
 
 __all__ = ["report", "strips"]
@@ -41,7 +41,9 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
         ("Speed", _speed.speed(material)),
         ("Success against time", _speed.pareto(material)),
         ("What was cut", _anatomy.cut(material)),
+        ("Layers that ran", _routes.routes(material)),
         ("Layers over denoise time", _anatomy.similarity(material)),
+        ("Layer scores", _importance.scores(material)),
         ("Training", _training.training(material)),
         ("Film strips", films(material)),
         ("Provenance", provenance(material)),
@@ -51,37 +53,6 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text.encode("utf-8", "replace"))
     return out
-
-
-def films(material: Material) -> list[Html]:
-    """The same task and seed for every policy, one above the other."""
-    scenes: dict[tuple[str, int], list[Strip]] = {}
-    for strip in material.strips:
-        scenes.setdefault((strip.task, strip.seed), []).append(strip)
-    parts = []
-    for (task, seed), shown in scenes.items():
-        rows = [part for strip in shown for part in _film(strip, material.look(strip.policy))]
-        parts.append(tag("div", tag("h3", f"{task}, seed {seed}"), *rows, class_="film"))
-    if not parts:
-        return []
-    said = (
-        "One episode a task, from the same initial state for every policy; the numbers are steps. Pictures illustrate: "
-    )
-    return [tag("p", said + "whether a policy is good is told by the intervals, not by one episode."), *parts]
-
-
-def _film(strip: Strip, look: int) -> list[Html]:
-    outcome = f"solved after {strip.steps} steps" if strip.success else f"not solved within {strip.steps} steps"
-    frames = []
-    for step, name in strip.frames:
-        data = base64.b64encode(strip.png(name)).decode()
-        alt = f"{strip.policy} on {strip.task}, seed {strip.seed}, after {step} steps"
-        picture = tag("img", src=f"data:image/png;base64,{data}", alt=alt)
-        frames.append(tag("span", picture, tag("span", str(step), class_="step"), class_="frame"))
-    return [
-        tag("p", who(strip.policy, look), " ", tag("span", outcome, class_="outcome")),
-        tag("div", *frames, class_="strip"),
-    ]
 
 
 def provenance(material: Material) -> list[Html]:

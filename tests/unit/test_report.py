@@ -8,10 +8,8 @@ import hashlib
 import html
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from importlib import import_module
 from itertools import combinations
@@ -40,7 +38,7 @@ KINDS = ("eval", "bench", "profile", "explain")
 SECTIONS = {
     "eval": ["Success", "What was cut", "Film strips", "Provenance"],
     "bench": ["Speed", "What was cut", "Provenance"],
-    "profile": ["Layers over denoise time", "Provenance"],
+    "profile": ["Layers over denoise time", "Layer scores", "Provenance"],
     "explain": ["What was cut", "Provenance"],
     "student": ["What was cut", "Training", "Provenance"],
     "strips": ["Film strips"],
@@ -143,6 +141,7 @@ def test_it_has_every_section_and_the_numbers_of_the_results(whole, documents):
         "Success against time",
         "What was cut",
         "Layers over denoise time",
+        "Layer scores",
         "Training",
         "Film strips",
         "Provenance",
@@ -560,72 +559,17 @@ def lab(colour: np.ndarray) -> np.ndarray:
 
 # -- in a browser ----------------------------------------------------------------------------------------------------
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
-)
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-QUIET += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=2200,1000"]
 WINDOWS = {"wide": (1280, "light"), "narrow": (390, "light"), "dark": (390, "dark"), "crowded": (390, "light")}
-# Each window is a frame of that width: a headless window may not be made as narrow as a telephone.
-FRAME = '<iframe id="{}" style="border:0;width:{}px;height:1000px;color-scheme:{}" srcdoc="{}"></iframe>'
-MEASURE = """<pre id="found"></pre><script>addEventListener("load", () => {
-  const found = {};
-  for (const frame of document.querySelectorAll("iframe")) {
-    const page = frame.contentDocument, root = page.documentElement, wide = root.clientWidth;
-    const outside = [...page.querySelectorAll("body *")].filter((e) => !e.closest(".scroll")).filter((e) => {
-      const box = e.getBoundingClientRect();
-      return box.width && (box.right > wide + 1 || box.left < -1);
-    });
-    const small = [...page.querySelectorAll("text, td, p, figcaption, .step")].filter((e) => {
-      const box = e.getBoundingClientRect();
-      return box.height && parseFloat(getComputedStyle(e).fontSize) < 10.5;
-    });
-    found[frame.id] = {
-      overflow: root.scrollWidth - wide,
-      outside: outside.map((e) => e.tagName + " " + e.textContent.slice(0, 40)),
-      small: small.map((e) => e.tagName + " " + e.textContent.slice(0, 40)),
-      drawings: [...page.querySelectorAll("svg.plot")].filter((e) => e.getBoundingClientRect().height > 40).length,
-      pictures: [...page.images].filter((e) => e.naturalWidth && e.getBoundingClientRect().width > 40).length,
-      paper: getComputedStyle(root).backgroundColor,
-      height: root.scrollHeight,
-    };
-  }
-  document.getElementById("found").textContent = JSON.stringify(found);
-})</script>"""
 
 
-@pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="needs chromium: apt-get install chromium")
-def test_a_browser_draws_it_wide_narrow_and_dark(whole, documents, build, tmp_path):
-    assert CHROMIUM, "no chromium on this machine: apt-get install chromium"
+def test_a_browser_draws_it_wide_narrow_and_dark(whole, documents, build, browser):
     for kind in ("eval", "bench"):  # long names on top of each other
         rows = documents[kind]["rows"]
         rows += [{**copy.deepcopy(row), "policy": f"{'long-' * 9}{row['policy']}"} for row in rows]
     texts = dict.fromkeys(WINDOWS, whole.read_text()) | {"crowded": build(documents["eval"], documents["bench"]).text}
-    frames = "".join(FRAME.format(name, *WINDOWS[name], html.escape(text)) for name, text in texts.items())
-    (tmp_path / "frames.html").write_text(f'<!doctype html><body style="margin:0;white-space:nowrap">{frames}{MEASURE}')
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}"]
-    done = subprocess.run(
-        [*command, "--dump-dom", (tmp_path / "frames.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=True,
-    )
-    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    for name, seen in found.items():
-        assert (name, seen["overflow"], seen["outside"], seen["small"]) == (name, 0, [], [])
-        assert seen["drawings"] == texts[name].count('class="plot"'), "something is not drawn, or the style was refused"
-        assert seen["pictures"] == texts[name].count("<img")
+    found, picture = browser({name: (text, *WINDOWS[name]) for name, text in texts.items()})
     assert found["wide"]["height"] < found["narrow"]["height"]
     assert (found["narrow"]["paper"], found["dark"]["paper"]) == ("rgb(253, 253, 252)", "rgb(20, 22, 25)")
-    picture = Image.open(tmp_path / "page.png").convert("RGB")
     for left, width in ((0, 1280), (1280, 390), (1670, 390)):
         window = np.asarray(picture.crop((left, 0, left + width, 1000))).reshape(-1, 3)
         colours, counts = np.unique(window, axis=0, return_counts=True)

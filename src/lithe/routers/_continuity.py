@@ -69,6 +69,10 @@ class Continuity(Memory):
         self.resting = 0  # chunks that are not doubted yet
         self.doubted = False
 
+    @property
+    def continuity(self) -> float | None:
+        return self.level
+
     def allows(self, i: int) -> bool:
         """Whether the controller of layer i may fire."""
         if not self.guidance.pre_skip:

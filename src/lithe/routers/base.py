@@ -49,6 +49,14 @@ class Memory:
         """Whether these actions, of a shortened pass, should be computed again by every layer before they are used."""
         return False
 
+    @property
+    def continuity(self) -> float | None:
+        """For whoever watches: how smooth the movement is that was noted so far, 0 = perfectly, rougher = lower.
+
+        None where it is not known yet, or where the router does not look at movements.
+        """
+        return None
+
 
 class Probe:
     """Asks which actions the layers so far would give, [B, H, A]; `before` holds what was answered in this pass."""
