@@ -73,6 +73,8 @@ class Player:
         sim: Any = registry.get("sims", setup.sim)
         self.setup = setup
         self.policies = {name: attach(api.load(path), steps=setup.steps) for name, path in setup.policies.items()}
+        for policy in self.policies.values():
+            policy.replan = setup.replan or policy.replan
         self.sim: Sim = sim(**setup.sim_options)
 
     def __call__(self, policy: str, task: str, seed: int, video: bool = False) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def verdict(material: Material) -> list[Html]:
             )
         ]
     if len(students) > MOST:
-        said.append(tag("p", f"{len(students) - MOST} more policies are in the table."))
+        more = len(students) - MOST
+        said.append(tag("p", f"{more} more {'policy is' if more == 1 else 'policies are'} in the table."))
     return said + cautions(material)
 
 

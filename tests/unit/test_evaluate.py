@@ -135,6 +135,14 @@ def probe(answer, task="reach-red", seed=0, **settings):
     return player.policies["probe"], player.sim, record
 
 
+def test_a_policy_knows_how_many_actions_are_executed(folders):
+    """What it remembers of an episode must be what the robot did."""
+    named = {path.name: str(path) for path in folders}
+    for replan, wanted in ((None, None), (1, 1)):
+        player = Player(Setup(named, "fake", 40, replan=replan))
+        assert all(policy.replan == (wanted or policy.spec.replan) for policy in player.policies.values())
+
+
 def test_a_chunk_is_asked_for_only_when_the_last_one_is_used_up():
     chunk = np.arange(20, dtype=np.float32).reshape(5, 4) / 100
     policy, sim, record = probe(lambda seen: chunk, horizon=11)

@@ -267,6 +267,9 @@ def what_is_doubted_is_done_again(make: Make) -> None:
     assert torch.equal(chunk, model.act(batch, noise(model), route=Route.full(DEPTH))), "the doubted chunk was used"
     assert session.repeated == 1 and [sum(r.run) for r in session.taken] == [2, 4]
     assert (session.memory.passes, session.memory.noted) == (2, model.spec.replan)  # type: ignore[union-attr]
+    session.replan = model.spec.replan + 1
+    session.answer(batch, noise(model))
+    assert session.memory.noted == session.replan, "a memory must hear of what is executed"  # type: ignore[union-attr]
 
 
 ON_EVERY_FAMILY = (

@@ -26,6 +26,7 @@ class Runtime(ABC):
 
     def __init__(self, model: Family, steps: int | None = None, seed: int = 0):
         self.model, self.steps = model.eval(), steps
+        self.replan = self.spec.replan  # actions that the robot executes of each chunk: set it where that differs
         self.reset(seed)
 
     @property
@@ -82,7 +83,7 @@ class Runtime(ABC):
 
     def _executed(self, chunk_BHA: Tensor) -> np.ndarray:
         """The actions that a robot executes before it asks again, without padded dimensions."""
-        return chunk_BHA[0, : self.spec.replan, : self.spec.action_dim].float().cpu().numpy()
+        return chunk_BHA[0, : self.replan, : self.spec.action_dim].float().cpu().numpy()
 
     @abstractmethod
     def chunk(
