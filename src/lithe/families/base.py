@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lithe.families._packed import PackedModel
 from lithe.routers.base import Memory, Router, Sizes
 from lithe.surgery import Stack
 from lithe.types import Batch, Cost, Draw, Observation, Out, Route, Spec, Tap
@@ -124,6 +125,11 @@ class Family(nn.Module, ABC):
         A family that is `guided` also takes guide(x_BHA, time, velocity_BHA) -> velocity_BHA, asked at every denoise
         step for the velocity to follow instead of the model's own: real-time chunking is made of that.
         """
+
+    def packed(self, steps: int | None = None) -> PackedModel:
+        """This policy's inference-only form for fast runtimes, made for one step grid; changes nothing here. Raises
+        ValueError where there is none, or it does not fit this policy's dtype."""
+        raise ValueError(f"the family {self.name} has no packed form, which fast runtimes need: use the runtime eager")
 
     @abstractmethod
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:

@@ -31,6 +31,7 @@ from lithe.families._attention import GemmaLayer, KeyValue, Rope, Stream, Widths
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
 from lithe.families._outline import Outline
+from lithe.families._packed_pi import PackedPi
 from lithe.families._routing import Asking, Walk, ahead, check, one_by_one, record
 from lithe.recipe import strict
 from lithe.routers.base import Memory, Sight
@@ -416,6 +417,9 @@ class Pi(FlowFamily):
             return noise_BHA - self.action_out(normed.contiguous()).float()
 
         return probe
+
+    def packed(self, steps: int | None = None) -> PackedPi:
+        return PackedPi(self, steps)
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
         return _cost.pi_cost(

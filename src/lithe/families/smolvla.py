@@ -28,6 +28,7 @@ from lithe.families._attention import KeyValue
 from lithe.families._augment import colour_jitter
 from lithe.families._flow_family import FlowFamily
 from lithe.families._outline import Outline
+from lithe.families._packed_smolvla import PackedSmolVLA
 from lithe.families._routing import Asking, Walk, ahead, check, one_by_one, record
 from lithe.families._smolvla_config import PRESETS, SmolVLAConfig
 from lithe.routers.base import Memory, Sight
@@ -342,6 +343,9 @@ class SmolVLA(FlowFamily):
             return noise_BHA - self.action_out(self.expert.norm(x)).float()
 
         return probe
+
+    def packed(self, steps: int | None = None) -> PackedSmolVLA:
+        return PackedSmolVLA(self, steps)
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
         c = self.config

@@ -1,0 +1,89 @@
+"""What the fast runtimes share: they execute a packed form of the model, checked against `eager` when it is attached.
+
+The packed form is built beside the model, which is never written to: detaching is throwing the runtime away. It is a
+picture of the weights; attach again after training. One observation is answered at a time. Shape legend: types.py.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lithe.families._packed import Feed
+from lithe.families.base import Family
+from lithe.runtimes.base import Runtime
+from lithe.types import Batch, Route
+
+LIMIT = 1e-3  # of a float32 policy's error, relative to its largest action
+LEAST_COSINE = 0.999  # of a bfloat16 policy's actions: two roundings of the same sum are that far apart
+
+
+class Fast(Runtime):
+    """`error` and `cosine` say how the actions of one example differ from eager's for the same noise and route: the
+    largest difference in model units, and the angle. Raises ValueError for a model that cannot be packed, a device
+    that is not among `devices`, or actions that differ by more than rounding."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    bucketed: ClassVar[bool] = True  # prompts are padded to a few lengths, so that shapes repeat
+
+    def __init__(self, model: Family, steps: int | None = None, seed: int = 0):
+        self.place = self._placed(model)
+        self.prepare(model)
+        super().__init__(model, steps, seed)
+        self.form = model.packed(steps)
+        self.error, self.cosine = self._compared()
+        self.reset(seed)
+
+    def prepare(self, model: Family) -> None:
+        """Before anything is built. Raises ValueError where this machine or model does not allow the runtime."""
+
+    @abstractmethod
+    def play(self, feed: Feed, noise_BHA: Tensor, trace: Callable[[str], Any] | None, route: Route | None) -> Tensor:
+        """`chunk` for one trimmed observation."""
+
+    def chunk(
+        self,
+        batch: Batch,
+        noise_BHA: Tensor,
+        trace: Callable[[str], Any] | None = None,
+        route: Route | None = None,
+    ) -> Tensor:
+        for name, tensor in (("observation", batch.tokens_BT), ("noise", noise_BHA)):
+            if tensor.device != self.place:
+                raise ValueError(f"the {name} is on {tensor.device}, the policy on {self.place}: move one to the other")
+        rows = [self.form.trim(batch.take([i]), self.bucketed) for i in range(len(batch))]
+        chunks = [self.play(feed, noise_BHA[i : i + 1], trace, route) for i, feed in enumerate(rows)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def _placed(self, model: Family) -> torch.device:
+        places = sorted({str(p.device) for p in model.parameters()})
+        if len(places) > 1:
+            raise ValueError(f"the policy is spread over {', '.join(places)}: move all of it to one device")
+        device = torch.device(places[0])
+        if device.type not in self.devices:
+            raise ValueError(
+                f"the runtime {self.name} runs on {' and '.join(self.devices)}, the policy is on {device}: move it "
+                f"with .to({self.devices[0]!r}), or choose another runtime"
+            )
+        return device
+
+    @torch.no_grad()
+    def _compared(self) -> tuple[float, float]:
+        """Error and cosine for one example, along the route that this runtime took."""
+        batch = self.model.example(1).to(self.place)
+        noise = self.model.noise(1, torch.Generator().manual_seed(0)).to(self.place)
+        mine = self.chunk(batch, noise).double()
+        eager = self.model.act(batch, noise, steps=self.steps, route=self.taken[-1]).double()
+        error = float((mine - eager).abs().max())
+        cosine = float(torch.nn.functional.cosine_similarity(mine.flatten(), eager.flatten(), dim=0))
+        half = next(self.model.parameters()).dtype == torch.bfloat16
+        if not (cosine >= LEAST_COSINE if half else error <= LIMIT * float(eager.abs().max())):
+            raise ValueError(
+                f"the runtime {self.name} gives other actions than eager on this machine (largest difference "
+                f"{error:.3g}, cosine {cosine:.6f}): use eager, and report it"
+            )
+        return error, cosine

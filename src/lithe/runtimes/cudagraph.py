@@ -1,0 +1,146 @@
+"""CUDA graphs over the packed form: what the host does for one chunk is to copy one observation and start three graphs.
+
+One graph sees, one reads the prefix, one takes all denoise steps; buffers are static and the keys and values of the
+suffix are overwritten in place. Graphs are kept for each number of views, text bucket and route, the latest few of
+them. A router that decides ahead is asked between the first and the second graph, the only time the host waits for the
+device; one that decides on the way is refused. Not yet run on a GPU: docs/runtimes.md says what was tested.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lithe.families._packed import Feed, Pieces
+from lithe.families.base import Family
+from lithe.runtimes._fast import Fast
+from lithe.runtimes._kernels import kernels, need_compiler
+from lithe.types import Batch, Route
+
+SHAPES, ROUTES = 8, 16  # graphs kept: shapes of observations, and routes of each of them
+WARMUP = 3  # passes before a capture, in which libraries set up what must not be set up inside it
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """The `limit` things used last, each made when it is first asked for."""
+
+    def __init__(self, limit: int):
+        self.limit, self.kept = limit, OrderedDict[Hashable, T]()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept under the key. A failure to make it leaves what is kept as it was."""
+        if key not in self.kept:
+            made = make()
+            while len(self.kept) >= self.limit:
+                self.kept.popitem(last=False)
+            self.kept[key] = made
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+
+class Shape:
+    """The graphs of one shape of observations, and the memory that they read."""
+
+    def __init__(self, form: Any, feed: Feed, noise_BHA: Tensor, pieces: Pieces, pool: Any):
+        self.form, self.pieces, self.pool = form, pieces, pool
+        self.feed, self.noise_BHA = replace(feed, batch=_each(feed.batch, torch.clone)), noise_BHA.clone()
+        self.see, (self.x, self.valid) = captured(lambda: form.see(self.feed, pieces), pool)
+        self.routes: Recent[tuple[Any, Any, Tensor]] = Recent(ROUTES)
+
+    def fill(self, feed: Feed, noise_BHA: Tensor) -> None:
+        for field in fields(Batch):
+            mine, theirs = getattr(self.feed.batch, field.name), getattr(feed.batch, field.name)
+            if mine is not None:
+                mine.copy_(theirs)
+        self.noise_BHA.copy_(noise_BHA)
+
+    def way(self, route: Route) -> tuple[Any, Any, Tensor]:
+        """Graphs of prefix and denoise for a route, and where the actions will be."""
+        return self.routes.get(way_key(route), lambda: self._capture(route))
+
+    def _capture(self, route: Route) -> tuple[Any, Any, Tensor]:
+        form, pieces = self.form, self.pieces
+        first, (read, _) = captured(lambda: form.read(self.feed, self.x, self.valid, route, pieces), self.pool)
+        second, chunk = captured(lambda: form.denoise(self.noise_BHA, read, pieces), self.pool)
+        return first, second, chunk
+
+
+class Cudagraph(Fast):
+    """fuse: capture compiled layers, which takes Triton. Raises ValueError away from CUDA, for a router that decides on
+    the way, and where a capture fails."""
+
+    name: ClassVar[str] = "cudagraph"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
+
+    def __init__(self, model: Family, steps: int | None = None, seed: int = 0, fuse: bool = False):
+        self.fuse = fuse
+        super().__init__(model, steps, seed)
+
+    def prepare(self, model: Family) -> None:
+        router = model.router
+        if router is not None and any(router.landing(i) is not None for i in range(model.depth())):
+            raise ValueError(
+                f"this student's router {router.name} decides on the way, layer by layer, and a captured graph cannot "
+                "wait for it: use the runtime packed or compiled"
+            )
+        if self.place.index is not None and self.place.index != torch.cuda.current_device():
+            raise ValueError(
+                f"the policy is on {self.place}, not the current GPU: torch.cuda.set_device({self.place.index}) first"
+            )
+        if self.fuse:
+            need_compiler(self.name, "cuda")
+        self.shapes: Recent[Shape] = Recent(SHAPES)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def _pieces(self, feed: Feed) -> Pieces:
+        return kernels(self.form, feed) if self.fuse else self.form.pieces
+
+    @torch.no_grad()
+    def play(self, feed: Feed, noise_BHA: Tensor, trace: Callable[[str], Any] | None, route: Route | None) -> Tensor:
+        mark = trace or (lambda part: None)
+        shape = self.shapes.get(feed.key, lambda: Shape(self.form, feed, noise_BHA, self._pieces(feed), self.pool))
+        shape.fill(feed, noise_BHA)
+        shape.see.replay()
+        mark("vision")
+        taken = self.form.choose(shape.feed, shape.x, shape.valid, self.memory) if route is None else route
+        prefix, denoise, chunk = shape.way(taken)
+        prefix.replay()
+        mark("prefix")
+        self.taken.append(taken)
+        denoise.replay()
+        answer = chunk.clone()
+        mark("denoise")
+        return answer
+
+
+def captured(function: Callable[[], Any], pool: Any) -> tuple[Any, Any]:
+    """A graph of the function, and the static outputs that replaying it fills. Raises ValueError when that fails."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = function()
+    except RuntimeError as error:  # out of memory, or an operation that a graph cannot hold
+        raise ValueError(f"capturing a CUDA graph failed ({error}): use the runtime packed or compiled") from error
+    return graph, outputs
+
+
+def way_key(route: Route) -> Hashable:
+    """What two routes must have in common to be one graph."""
+    return route.run, tuple((crossing.start, crossing.end) for crossing in route.crossings)
+
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    present = {f.name: getattr(batch, f.name) for f in fields(Batch) if getattr(batch, f.name) is not None}
+    return replace(batch, **{name: change(tensor) for name, tensor in present.items()})
