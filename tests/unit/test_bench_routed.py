@@ -27,6 +27,7 @@ from lithe.report import report
 from lithe.reproduce import table as gates
 from lithe.routers.base import Memory, Router
 from lithe.runtimes.eager import Eager
+from lithe.runtimes.packed import Packed
 from lithe.surgery import InstallRouter, KeepLayers
 from lithe.types import Route
 from lithe.work import Parts, Work
@@ -129,6 +130,21 @@ def quiet(monkeypatch):
     monkeypatch.setattr(B, "ceilings", lambda device, dtype: {"flops_per_s": 1e9, "bytes_per_s": 1e9})
     monkeypatch.setattr(measure, "_machine_s", lambda: None)
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_a_fast_runtime_is_overruled_as_eager_is(kind):
+    model = routed(kind)
+    batch, noise_BHA = model.example(1), model.noise(1, torch.Generator().manual_seed(0))
+    found = {}
+    for session in (Eager(model), Packed(model)):
+        for short in (True, False):
+            session.reset()
+            with _lanes.overruled(session, short):
+                session.chunk(batch, noise_BHA)
+            found[session.name, short] = session.taken[-1].run
+    assert found["packed", True] == found["eager", True] and found["packed", False] == found["eager", False]
+    assert sum(found["packed", True]) < sum(found["packed", False]) == DEPTH
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lithe.families import _flow
 from lithe.families._attention import KeyValue, Rope
 from lithe.families._packing import Tower, check_dtype
 from lithe.families._routing import Walk, ahead, check
-from lithe.routers.base import Memory, Sight
+from lithe.routers.base import Memory, Router, Sight
 from lithe.types import Batch, Route
 
 Pieces = Mapping[str, Callable[..., Any]]
@@ -65,10 +65,16 @@ class PackedModel(ABC):
         self.steps = model.config.steps if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"the number of denoise steps must be at least 1, not {steps}")
-        self.config, self.router, self.depth = model.config, model.router, model.depth()
+        self.model, self.config, self.depth = model, model.config, model.depth()
         self.device: torch.device = model.embed.weight.device
         self.dtype: torch.dtype = model.embed.weight.dtype
         self.embed, self.tower = model.embed.weight.detach(), Tower(model.vision)
+
+    @property
+    def router(self) -> Router | None:
+        """The model's own, looked up whenever it is asked: a bench overrules it for a while."""
+        router: Router | None = self.model.router
+        return router
 
     @property
     @abstractmethod
