@@ -51,7 +51,7 @@ class Lane:
         self.costs: dict[int, Cost] = {}
         self.forget()
         self.face(0)
-        padded, words = self.batch.text_BT.shape[1], int(self.batch.text_BT.sum())
+        padded, words = runtime.text(self.batch), int(self.batch.text_BT.sum())
         self.conditions |= {"text_tokens": padded, "text_tokens_real": words}
 
     def forget(self) -> None:
@@ -71,7 +71,7 @@ class Lane:
             for session in (self.inner, self.outer, *self.bounds.values()):
                 session.reset(self.seed + place)
         self.batch: Batch = self.runtime.model.observe([self.observation]).to(self.device)
-        self.words.append((self.batch.text_BT.shape[1], int(self.batch.text_BT.sum())))
+        self.words.append((self.runtime.text(self.batch), int(self.batch.text_BT.sum())))
 
     def end_episode(self) -> None:
         """Write down which layers ran in it."""
@@ -140,7 +140,7 @@ class Lane:
         return session.model.noise(1, session.generator).to(self.device)
 
     def _spent(self, passes: Sequence[Route]) -> Spent:
-        text = self.batch.text_BT.shape[1]
+        text = self.runtime.text(self.batch)
         if text not in self.costs:
             self.costs[text] = self.runtime.model.cost(self.views, text, self.runtime.steps)
         return spent(self.costs[text], passes, self.runtime.model.router)

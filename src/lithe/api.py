@@ -70,9 +70,16 @@ def digest(folder: Path) -> str:
 
 
 def preset(source: str | Path) -> TeacherSource | None:
-    """What "family:preset" asks for; None for anything else."""
-    family, colon, name = str(source).partition(":")
-    return TeacherSource(family=family, preset=name) if colon and not Path(source).exists() else None
+    """What "family:preset" asks for, or "variant:preset" such as "pi05:full"; None for anything else."""
+    name, colon, size = str(source).partition(":")
+    if not colon or Path(source).exists():
+        return None
+    if name not in registry.names("families"):
+        kinds: list[Any] = [registry.get("families", family) for family in registry.names("families")]
+        for kind in kinds:
+            if name in kind.lerobot_types:
+                return TeacherSource(family=kind.name, preset=size, settings={"variant": name})
+    return TeacherSource(family=name, preset=size)
 
 
 def _marked(model: Family, place: Source) -> Family:

@@ -22,6 +22,7 @@ from lithe import api, registry, result
 from lithe._feed import TASK, Episodes, episodes, still
 from lithe._lanes import Lane, dtypes, take_turns
 from lithe._tables import bench_table, peace
+from lithe._variants import entries
 from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.measure import Neighbours, ceilings, percentiles
@@ -40,9 +41,10 @@ def bench(
     names: Sequence[str] | None = None,
     runs: int = 100,
     warmup: int = 20,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
     views: int | None = None,
-    runtime: str = "eager",
+    runtimes: Sequence[str] = ("eager",),
+    layers: Sequence[int] = (),
     baseline: str | None = None,
     threads: int | None = None,
     image: int | None = None,
@@ -54,11 +56,12 @@ def bench(
     policies: policy folders of lithe, LeRobot or openpi, hub ids, "family:preset" for random weights, loaded families,
     or runtimes already attached. names: one each (default: folder name, or family and depth). runs, warmup: iterations,
     each times every policy once at either boundary; with data the last episode is finished, too. steps: denoise steps
-    (None = each policy's own). views: live cameras (None = all the policy has). runtime: for whatever is not a runtime
-    yet. baseline: name of the policy ratios refer to (default: the first). threads: of torch, restored afterwards.
-    image: side of the camera pictures (None = the model's own, nothing to resize). data: recorded episodes to
-    show all of them, chosen by `seed`; None = one random observation, which tells nothing about a policy that decides
-    by what it sees. Device and dtype are those of the policies: attach a runtime beforehand to choose them.
+    (None = each policy's own). views: live cameras (None = all the policy has). runtimes: for whatever is not a runtime
+    yet. layers: depths to which each policy is cut (() = as it is). Of several runtimes, depths or numbers of steps
+    every combination takes part. baseline: name of the policy ratios refer to (default: the first). threads: of torch,
+    restored afterwards. image: side of the camera pictures (None = the model's own, nothing to resize). data: recorded
+    episodes to show all of them, chosen by `seed`; None = one random observation, which tells nothing about a policy
+    that decides by what it sees. Device and dtype are those of the policies: attach runtimes beforehand to choose them.
 
     Raises ValueError for policies that differ in views or horizon, a policy that does not fit the data, a routed one
     without data, a name that is not there, or fewer than 2 runs.
@@ -69,8 +72,9 @@ def bench(
         raise ValueError(f"image={image} is for random pictures, those of data have their own size: give only one")
     neighbours = Neighbours()  # from here on: a disturbed ceiling spoils the shares just as well
     with _threads(threads):
-        attached = [_attach(p, runtime, steps, seed) for p in policies]
-        labels = _names(policies, attached, names)
+        counts = () if steps is None else (steps,) if isinstance(steps, int) else tuple(steps)
+        found = entries(policies, names, load, layers, runtimes, counts, seed)
+        labels, attached = [name for name, _ in found], [runtime for _, runtime in found]
         if baseline is not None and baseline not in labels:
             raise ValueError(
                 f"no policy is called {baseline!r}{registry.suggestion(baseline, labels)}: {', '.join(labels)}"
@@ -91,7 +95,9 @@ def bench(
     reference = next(lane for lane in lanes if lane.name == (baseline or lanes[0].name))
     rows = [_row(lane, reference, limits[lane.device, lane.dtype], settings) for lane in lanes]
     machine = {f"{place}/{str(kind)[6:]}": _rounded(limit) for (place, kind), limit in limits.items()}
-    document = result.make("bench", "bench", settings, rows, ceilings=machine, fit=_fit(lanes, reference))
+    document = result.make(
+        "bench", "bench", settings, rows, ceilings=machine, fit=_fit(lanes, reference), **_fits(lanes)
+    )
     if not settings["quiet"]:
         logging.getLogger(__name__).warning(peace(settings))
     return document
@@ -138,36 +144,6 @@ def fit(points: dict[str, tuple[int, float]]) -> dict[str, Any] | None:
         line["ceiling"] = (offset + slope * depths.max()) / offset
     residuals = {name: t - offset - slope * depth for name, (depth, t) in points.items()}
     return {**_rounded(line), "residuals": _rounded(residuals), "note": LINE}
-
-
-def _attach(policy: str | Path | Family | Runtime, runtime: str, steps: int | None, seed: int) -> Runtime:
-    if isinstance(policy, Runtime):
-        if steps is not None and policy.steps != steps:
-            raise ValueError(
-                f"a runtime attached with steps={policy.steps} was given to a bench of steps={steps}: leave one out"
-            )
-        return policy
-    model = policy if isinstance(policy, Family) else load(policy)
-    cls: Any = registry.get("runtimes", runtime)
-    return cls(model, steps=steps, seed=seed)
-
-
-def _names(policies: Sequence[Any], attached: Sequence[Runtime], names: Sequence[str] | None) -> list[str]:
-    if not policies:
-        raise ValueError("bench needs at least one policy")
-    if names is not None:
-        if len(names) != len(policies) or len(set(names)) != len(names):
-            raise ValueError(
-                f"give every policy a name of its own: {len(names)} names ({', '.join(names)}) for {len(policies)}"
-            )
-        return list(names)
-    found: list[str] = []
-    for policy, runtime in zip(policies, attached, strict=True):
-        plain = f"{runtime.model.name}-L{runtime.model.depth()}"
-        name = Path(policy).name if isinstance(policy, (str, Path)) else plain
-        taken = sum(other == name or other.startswith(f"{name}#") for other in found)
-        found.append(f"{name}#{taken + 1}" if taken else name)
-    return found
 
 
 def _terms(name: str, runtime: Runtime, views: int | None, data: Data | None) -> dict[str, Any]:
@@ -290,6 +266,23 @@ def _fit(lanes: Sequence[Lane], reference: Lane) -> dict[str, Any] | None:
     alike = [lane for lane in lanes if _kind(lane) == _kind(reference) and not lane.runtime.routed]
     points = {lane.name: (lane.runtime.model.depth(), float(np.median(lane.totals()))) for lane in alike}
     return fit(points) if points else None
+
+
+def _fits(lanes: Sequence[Lane]) -> dict[str, Any]:
+    """Such a line for every runtime and number of steps, where there are several of either."""
+    kinds = dict.fromkeys(_kind(lane) for lane in lanes if not lane.runtime.routed)
+    firsts = [next(lane for lane in lanes if _kind(lane) == kind) for kind in kinds]
+    found = {lane.name: _fit(lanes, lane) for lane in firsts} if len(firsts) > 1 else {}
+    lines = (
+        [
+            {"like": name, "runtime": lane.runtime.name, "steps": lane.conditions["steps"], **line}
+            for (name, line), lane in zip(found.items(), firsts, strict=True)
+            if line is not None
+        ]
+        if found
+        else []
+    )
+    return {"fits": lines} if lines else {}
 
 
 def _kind(lane: Lane) -> tuple[Any, ...]:

@@ -137,11 +137,18 @@ def bench(
     policies: Policies,
     runs: Annotated[int, typer.Option(help="Timed chunks a policy.")] = 100,
     warmup: Annotated[int, typer.Option(help="Untimed chunks a policy before.")] = 20,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps; default: the policy's own.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Denoise steps, such as 10,5,1; default: the policy's own.")] = None,
     views: Annotated[int | None, typer.Option(help="Live cameras; default: all the policy has.")] = None,
-    runtime: Annotated[str, typer.Option(help="How to run the policies.")] = "eager",
+    runtimes: Annotated[str, typer.Option(help="How to run them, such as eager,packed,compiled.")] = "eager",
+    layers: Annotated[str | None, typer.Option(help="Depths to cut them to, such as 18,9,6.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Policy the ratios refer to; default: the first.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; default: as they are.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Random weights of this size: the policies are families then, as in bench pi05 --preset full."
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="LeRobotDataset whose episodes all policies see; default: one random observation."),
@@ -158,13 +165,14 @@ def bench(
 
     names, folders = _named(policies)
     document = run(
-        folders,
+        [f"{name}:{preset}" for name in folders] if preset else folders,
         names=names,
         runs=runs,
         warmup=warmup,
-        steps=steps,
+        steps=_numbers(steps, "--steps"),
         views=views,
-        runtime=runtime,
+        runtimes=_split(runtimes) or [],
+        layers=_numbers(layers, "--layers"),
         baseline=baseline,
         threads=threads,
         data=open_data("lerobot", root=data) if data else None,
@@ -372,6 +380,13 @@ def _renames(texts: list[str]) -> dict[str, str]:
 
 def _split(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def _numbers(text: str | None, option: str) -> list[int]:
+    try:
+        return [int(part) for part in _split(text) or []]
+    except ValueError as error:
+        raise ValueError(f"{option} takes whole numbers with commas between them, not {text!r}") from error
 
 
 def _fail(sentence: str, code: int) -> None:

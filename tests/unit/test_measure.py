@@ -305,6 +305,35 @@ def test_policies_of_another_kind_stay_out_of_the_fit(pico, time):
     assert "fit" not in B.bench([Planted(pico, time), fewer_steps], runs=2, warmup=0)
 
 
+def test_a_variant_is_as_good_a_name_as_a_family():
+    for variant in ("pi0", "pi05"):
+        assert B.load(f"{variant}:pico").config.variant == variant
+    with pytest.raises(ValueError, match="did you mean 'pi'"):
+        B.load("pi06:pico")
+
+
+def test_every_depth_runtime_and_number_of_steps_takes_part(pico):
+    asked = {"layers": (4, 2), "runtimes": ("eager", "packed"), "steps": (2, 1)}
+    document = B.bench([pico], names=["pi"], runs=2, warmup=0, **asked)
+    rows = {row["policy"]: row for row in document["rows"]}
+    assert list(rows) == [f"pi-L{n}/{r}/{s}" for n in (4, 2) for s in (2, 1) for r in ("eager", "packed")]
+    for name, row in rows.items():
+        depth, runtime, steps = name.removeprefix("pi-L").split("/")
+        assert (row["depth"], row["runtime"], row["steps"]) == (int(depth), runtime, int(steps))
+        text = row["text_tokens"] if "text_tokens" in row else document["settings"]["text_tokens"]
+        shallow = pico if row["depth"] == 4 else surgery.cut(pico, [KeepLayers("trunk", (0, 1))])
+        assert row["flops"] == shallow.cost(text=text, steps=row["steps"]).flops
+    words = {row["runtime"]: row["text_tokens"] for row in rows.values()}
+    assert words["packed"] < words["eager"] == pico.config.text, "a fast runtime is charged for what it computes"
+    assert [(fit["runtime"], fit["steps"]) for fit in document["fits"]] == [
+        (runtime, steps) for steps in (2, 1) for runtime in ("eager", "packed")
+    ]
+    assert document["fits"][0]["like"] == "pi-L4/eager/2" and set(document["fits"][0]["residuals"]) == {
+        "pi-L4/eager/2",
+        "pi-L2/eager/2",
+    }
+
+
 def test_a_real_run_states_everything_and_is_json(pico, tmp_path):
     checkpoint.save(surgery.cut(pico, [KeepLayers("trunk", (0, 3))]), tmp_path / "small")
     before = torch.get_num_threads()
@@ -376,6 +405,7 @@ def test_the_caption_says_whether_the_machine_was_quiet(pico, time, monkeypatch,
         ({"baseline": "pi-L5"}, "did you mean 'pi-L4'"),
         ({"views": 3}, "views must be from 1 to 2"),
         ({"steps": 7}, "steps=None was given to a bench of steps=7"),
+        ({"runtimes": []}, "at least one policy and one runtime"),
     ],
 )
 def test_what_cannot_be_done_is_refused(pico, time, settings, message):

@@ -59,6 +59,9 @@ class Fast(Runtime):
         chunks = [self.play(feed, noise_BHA[i : i + 1], trace, route) for i, feed in enumerate(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
+    def text(self, batch: Batch) -> int:
+        return self.form.trim(batch, self.bucketed).batch.text_BT.shape[1]
+
     def _placed(self, model: Family) -> torch.device:
         places = sorted({str(p.device) for p in model.parameters()})
         if len(places) > 1:

@@ -73,6 +73,10 @@ class Runtime(ABC):
         """Whether the model decides itself which layers run."""
         return self.model.router is not None
 
+    def text(self, batch: Batch) -> int:
+        """Prompt tokens that are computed for one observation, padding included where the runtime keeps it."""
+        return batch.text_BT.shape[1]
+
     def layers(self) -> dict[str, Any]:
         """Which layers ran in this episode: {"passes", "repeated", "ran" [L]: passes in which each layer ran,
         "counts" [L+1]: passes with so many layers}. A pass that was repeated counts twice, as it costs twice."""
