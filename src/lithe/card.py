@@ -62,12 +62,12 @@ def _facts(about: dict[str, Any], model: Any) -> list[str]:
 def _how(about: dict[str, Any]) -> list[str]:
     if "method" not in about:
         return []
-    done, planned = about.get("step"), about.get("steps")
-    sentence = f"Trained with `{about['method']['name']}`"
-    if done is not None:
-        sentence += f", {done} of {planned} steps" + (
-            "" if done == planned else ": **an interim state, not the finished run**"
-        )
+    name, done, planned = about["method"]["name"], about.get("step"), about.get("steps")
+    if not planned:  # a method that only cuts, or `lithe cut`
+        sentence = f"Cut by `{name}` and not trained"
+    else:
+        interim = "" if done == planned else ": **an interim state, not the finished run**"
+        sentence = f"Trained with `{name}`, {done} of {planned} steps{interim}"
     recipe = f" Recipe hash `{about['recipe_hash']}`." if "recipe_hash" in about else ""
     return [f"{sentence}.{recipe}", ""]
 

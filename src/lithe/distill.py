@@ -12,7 +12,7 @@ import dataclasses
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ from lithe.measure import Clock
 from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
 from lithe.teacher import Teacher, light, same_vision
-from lithe.types import Batch, Draw
+from lithe.types import Batch, Draw, Out, Tap
 
 LOG_EVERY = 10
 
@@ -222,6 +222,8 @@ class Trainer:
                 expected = self.teacher(*self.method.asked(batch, draw), self.teacher_taps) if self.teacher else None
                 route = self.method.route(self.student, stage, self._luck())
                 out = self.model(batch, draw, self.student_taps, route) if stage.student else None
+            check_shown(self.student, self.student_taps, out)
+            check_shown(self.student, self.teacher_taps, expected)
             terms = self.method.loss(Step(self.student, batch, out, expected, stage, self.aux, progress))
             values = self._agree(terms, stop)
             counted = [term for name, term in terms.items() if not name.startswith("note/")]
@@ -365,6 +367,16 @@ def check(train: Train, data: Data, student: Family, stages: list[tuple[Stage, i
     for what, wants, has in (("state", spec.state_dim, data.state_dim), ("action", spec.action_dim, data.action_dim)):
         if wants != has:
             raise ValueError(f"the policy is for {wants} {what} dimensions, the data has {has}: choose other data")
+
+
+def check_shown(family: Family, taps: Sequence[Tap], out: Out | None) -> None:
+    """Raises ValueError when a family does not show what a method wants to see inside it. None: nothing ran."""
+    missing = [tap for tap in taps if out is not None and tap not in out.taps]
+    if missing:
+        raise ValueError(
+            f"{family.name} does not show the {missing[0].kind} at layer {missing[0].layer}, which this method "
+            "compares: choose another method, or let the family record it"
+        )
 
 
 def plan(stages: list[Stage], steps: int) -> Iterator[tuple[Stage, int, int]]:

@@ -19,8 +19,9 @@ def train(recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
     """Run a recipe to its end, resuming what `out` (default runs/<name>) holds; returns the Result.
 
     A teacher given as a preset starts from random weights and adopts the data's statistics and words; a teacher given
-    as a source is loaded, and its own statistics stay. The policy lands in <out>/student. Of several processes all
-    train, the main one writes, and each returns the same Result.
+    as a source is loaded, and its own statistics stay. The policy lands in <out>/student; that of a method which only
+    cuts has 0 of 0 steps in student.json and no losses in the Result. Of several processes all train, the main one
+    writes, and each returns the same Result.
     """
     out = Path(out or Path("runs") / recipe.name)
     teacher, data = in_turn(lambda: _inputs(recipe))
@@ -41,14 +42,15 @@ def _inputs(recipe: Recipe) -> tuple[Family, Data]:
 
 def _finish(recipe: Recipe, student: Family, data: Data, out: Path) -> None:
     """Write the policy folder with its card, and the Result."""
+    steps = recipe.train.steps if recipe.build_method().stages() else 0  # a method may only cut
     checkpoint.save(
         student,
         out / "student",
         method={**recipe.build_method_settings(), **_identity(out).get("chosen", {})},
         teacher=recipe.resolved()["teacher"],
         recipe_hash=recipe.hash,
-        step=recipe.train.steps,
-        steps=recipe.train.steps,
+        step=steps,
+        steps=steps,
         fps=data.fps,
     )
     card.write(out / "student", recipe.name)

@@ -6,9 +6,10 @@ once for each of its VARIANTS; one that is not listed there is run as its pico p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -49,9 +50,15 @@ class Case:
         sizes = {"state_dim": spec.state_dim, "action_dim": spec.action_dim, "size": 24}
         return FakeData(cameras=spec.cameras, episodes=2, length=10, **sizes)
 
-    def teacher(self, **settings: Any) -> Family:
-        """A pico teacher with every parameter moved: zero-initialised gates would make half of the checks vacuous."""
-        model = self.family.fresh("pico", **{**self.settings, **settings})
+    def teacher(self) -> Family:
+        """A teacher of one's own: a pico one that may be written to."""
+        return copy.deepcopy(self.model)
+
+    @cached_property
+    def model(self) -> Family:
+        """A pico teacher for looking at only, with every parameter moved: zero-initialised gates would make half of the
+        checks vacuous."""
+        model = self.family.fresh("pico", **self.settings)
         model.fit_to(self.data.stats, self.data.tasks, self.data.cameras)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -59,17 +66,23 @@ class Case:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
         return model.eval()
 
-    @cached_property
-    def model(self) -> Family:
-        """A teacher for looking at only: what a method is calibrated on."""
-        return self.teacher()
-
     def build(self, keep: int = KEEP, kind: type[Method] | None = None, **knobs: Any) -> Method:
-        """The method with its defaults, calibrated; a knob `keep` gets a number that fits a pico teacher."""
-        kind = kind or self.method
-        named = {f.name for f in fields(kind)}
-        made = kind(**({"keep": keep} if "keep" in named else {}), **knobs)
-        return made.calibrated(self.model, self.data)
+        """The method with its defaults, calibrated; a knob `keep` gets a number that fits a pico teacher.
+
+        kind: a subclass to build instead. Calibrated once for the same knobs, which is a pass over the data.
+        """
+        named = [f.name for f in fields(self.method)]
+        asked = (("keep", keep),) if "keep" in named else ()
+        asked = (*asked, *sorted(knobs.items()))
+        if asked not in self.calibrated:
+            self.calibrated[asked] = self.method(**dict(asked)).calibrated(self.model, self.data)
+        made = self.calibrated[asked]
+        return kind(**{name: getattr(made, name) for name in named}) if kind else made
+
+    @cached_property
+    def calibrated(self) -> dict[Any, Method]:
+        """What `build` has calibrated so far."""
+        return {}
 
     def student(self, keep: int = KEEP, teacher: Family | None = None) -> Family:
         """As it is shipped, but for its training."""
@@ -113,15 +126,34 @@ class Case:
         return self.build(keep, Watched)
 
 
-def every_case() -> list[Case]:
-    """The registry's methods times its families times their variants."""
-    runtimes = tuple(registry.get("runtimes", name) for name in registry.names("runtimes"))
-    return [
-        Case(registry.get("families", family), settings, registry.get("methods", method), runtimes)
-        for family in registry.names("families")
-        for settings in VARIANTS.get(family, ({},))
-        for method in registry.names("methods")
-    ]
+class AnyMethod(Method):
+    """Stands where a row does not look at the method, and fails when it does."""
+
+    __module__ = "lithe.methods.any"
+
+    def __new__(cls, **knobs: Any) -> AnyMethod:
+        raise AssertionError("this row is said to be about the family alone: run it for every method")
+
+
+def every_family() -> list[Case]:
+    """One case for each family variant, with no method."""
+    first, *rest = every_case()
+    return [replace(case, method=AnyMethod) for case in (first, *rest) if case.method is first.method]
+
+
+@cache
+def every_case() -> tuple[Case, ...]:
+    """The registry's methods times its families times their variants; the same objects whoever asks."""
+    runtimes, methods, families = (
+        {name: registry.get(kind, name) for name in registry.names(kind)}
+        for kind in ("runtimes", "methods", "families")
+    )
+    return tuple(
+        Case(family, settings, method, tuple(runtimes.values()))
+        for name, family in families.items()
+        for settings in VARIANTS.get(name, ({},))
+        for method in methods.values()
+    )
 
 
 def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -346,7 +346,7 @@ def nothing_is_suggested(case, patch):
     return case
 
 
-@planted(checks.refuses_wrong_keys, "DID NOT RAISE")
+@planted(checks.refuses_wrong_settings, "DID NOT RAISE")
 def unknown_settings_of_the_family_are_dropped(case, patch):
     sound = pi.PiConfig.parse
     known = {f.name for f in dataclasses.fields(pi.PiConfig)}

@@ -20,7 +20,8 @@ from lithe.families.base import Family
 from lithe.families.pi import Pi
 from lithe.families.smolvla import SmolVLA
 from lithe.methods._graph import depth_weights
-from lithe.methods.actdistill import FIRST, ActDistill, _Watch
+from lithe.methods._watch import Watch
+from lithe.methods.actdistill import FIRST, ActDistill
 from lithe.methods.base import Step
 from lithe.recipe import Train
 from lithe.routers.base import Sight, Sizes
@@ -380,7 +381,7 @@ def test_descent_on_the_budget_arrives_there(budget_on, start):
     made, method = router(start=3.0), small(budget=0.5, budget_on=budget_on)
     made.gate.bias.data.copy_(start + torch.tensor([-1.0, -0.3, 0.3, 1.0]))
     optimizer = torch.optim.Adam(made.parameters(), lr=0.04)
-    watch = nn.ModuleDict({"watch": _Watch()})
+    watch = nn.ModuleDict({"watch": Watch()})
     for _ in range(80):
         gates = made.ahead(sight(8), None)
         share = made.harden(gates)
@@ -580,12 +581,12 @@ def test_a_router_that_does_not_choose_is_reported_once(run):
 
 
 def test_the_watch_counts_how_long_the_router_did_not_choose():
-    watch, found = _Watch(), []
+    watch, found = Watch(), []
     on, off, mixed = torch.ones(2, 3), torch.zeros(2, 3), torch.eye(3)[:2]
     for i, share in enumerate((on, on, on, mixed, off, off, off)):
         found.append(float(watch(share, i / 10, watching=i > 0)))
     assert found == pytest.approx([0.0, 0.1, 0.2, 0.0, -0.1, -0.2, -0.3])
-    again = _Watch()
+    again = Watch()
     again.load_state_dict(watch.state_dict())
     assert float(again(off, 0.7, watching=True)) == pytest.approx(-0.4), "a resumed run begins to count again"
     method = small()

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lithe import registry, surgery
 from lithe.data.fake import FakeData
 from lithe.distill import Trainer
-from lithe.methods import dysl
 from lithe.methods.base import Step
 from lithe.methods.dysl import Dysl, informative, relative, spread
 from lithe.recipe import Train
@@ -71,7 +70,7 @@ def step(method: Dysl, model: Any, student: Any = None, stage: int = 0, route: R
         expected = model(batch, draw, theirs)
     route = route or method.route(student, chosen, torch.Generator().manual_seed(4))
     out = student(batch, draw, mine, route) if chosen.student else None
-    return Step(student, batch, out, expected, chosen, nn.ModuleDict())
+    return Step(student, batch, out, expected, chosen, method.aux(model))
 
 
 def close(student: Any, bias: float = -SURE) -> None:
@@ -88,6 +87,7 @@ def test_the_most_informative_layers_and_the_last_are_static():
     values = [0.1, 0.9, 0.2, 0.3, 0.8, 0.7, 0.2, 0.1, 0.1, 0.05]
     assert informative(values, 0.2) == (1, 4, 9) and informative(values, 0.21) == (1, 4, 5, 9)
     assert informative([0.5, 0.5, 0.5, 0.9], 0.5) == (0, 3)
+    assert len(informative([*range(20)], 0.55)) == 11 and len(informative([*range(20)], 0.551)) == 12
     assert spread(18, 4) == (3, 8, 13, 17) and spread(4, 1) == (3,) and spread(12, 3) == (3, 7, 11)
     for depth in range(2, 40):
         for count in range(1, depth):
@@ -102,7 +102,7 @@ def calibrating(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[di
         calls.append({"kind": kind, "samples": samples})
         return values
 
-    monkeypatch.setattr(dysl, "agreed", agreed)
+    monkeypatch.setattr("lithe.methods.dysl.agreed", agreed)
     return calls
 
 
@@ -201,6 +201,8 @@ def test_without_a_split_only_the_last_layer_is_static():
         {"static": (1, 4)},
         {"static": (0, 1, 2, 3, 4, 5)},
         {"eta": 0.0},
+        {"threshold": 0.0},
+        {"threshold": 1.0},
     ],
     ids=str,
 )
@@ -385,7 +387,8 @@ def test_task_and_imitation_reach_controllers_and_adapters():
     student = surgery.cut(model, method.cut(model))
     moved(student.router)
     s = step(method, model, student, 1, dataclasses.replace(Route.full(DEPTH), asked=(0, 3)))
-    for name, term in method.loss(s).items():
+    learned = {name: term for name, term in method.loss(s).items() if not name.startswith("note/")}
+    for name, term in learned.items():
         student.router.zero_grad()
         term.backward(retain_graph=True)
         for i in (0, 3):

@@ -57,7 +57,7 @@ def terms(method: Mole, whole: Any, student: Any) -> dict[str, Tensor]:
     with torch.no_grad():
         expected = whole(batch, draw, theirs)
     out = student(batch, draw, mine)
-    return method.loss(Step(student, batch, out, expected, method.stages()[0], nn.ModuleDict()))
+    return method.loss(Step(student, batch, out, expected, method.stages()[0], method.aux(whole)))
 
 
 # -- the route ---------------------------------------------------------------------------------------------------------
@@ -238,6 +238,7 @@ def test_a_router_from_elsewhere_must_fit_the_model():
 def check_the_terms_are_weighted_once(whole: Any) -> None:
     student = cut(whole, keep=2)
     plain = terms(Mole(keep=2, cog=1.0, reverse=0.25, balance=1.0), whole, student)
+    assert plain.pop("note/collapsed") == 0.0
     assert plain.keys() == {"task", "kd/mimic", "kd/reverse", "reg/balance"} and min(plain.values()) > 0
     half = terms(Mole(keep=2, cog=0.5, reverse=0.5, balance=0.1), whole, student)
     expected = {"task": 1.0, "kd/mimic": 0.25 / 0.75, "kd/reverse": 0.25 / 0.25, "reg/balance": 0.1}
@@ -247,7 +248,7 @@ def check_the_terms_are_weighted_once(whole: Any) -> None:
     gates_BL = student(batch, draw).route.gates_BL.tolist()
     by_hand = sum(soft for gates in gates_BL for soft in sorted(gates)[-2:]) / (len(batch) * DEPTH)
     assert plain["reg/balance"].item() == pytest.approx(by_hand, rel=1e-5)
-    assert terms(Mole(keep=2, cog=0.0, balance=0.0), whole, student).keys() == {"task"}
+    assert terms(Mole(keep=2, cog=0.0, balance=0.0), whole, student).keys() == {"task", "note/collapsed"}
 
 
 def check_balance_spreads_the_choice(whole: Any) -> None:

@@ -14,8 +14,9 @@ what skipping does; a budget asks for sparsity; heads have a bottleneck (`_graph
 for 1 - cos, which rounding keeps from 0; layers are averaged, and a head answers with the current action. Guessed: the
 budget counts layers that run (`budget_on`), because gates that all wait just below the threshold meet a budget of 0.45
 and run nothing; it grows over a warm-up. In flow policies the tokens are the prefix's, and a skipped layer's capsule is
-that of its input. Not here: `released` gates that scale the stream, and annealed ones. The paper freezes the vision
-tower: set `train.freeze: [vision.]`.
+that of its input. No layer reads the stream behind the last one there, but the paper's weights omega count it most; it
+is a capsule like all others, and what `features: final` compares. Not here: `released` gates that scale the stream, and
+annealed ones. The paper freezes the vision tower: set `train.freeze: [vision.]`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from torch import Tensor, nn
 
 from lithe.families.base import Family
 from lithe.methods._graph import Heads, HeadSizes, depth_weights, frozen, squares
+from lithe.methods._watch import PATIENCE, Watch
 from lithe.methods.base import Method, Stage, Step
 from lithe.routers import gates
 from lithe.surgery import InstallRouter, Op
 from lithe.types import Batch, Draw, Out, Route, Tap
 
-PATIENCE = 0.1  # a router that does not choose for this share of the stage has collapsed
 FIRST = 1e-3  # of the stage: the budget's warm-up begins just above 0, as that of the learning rate does
 
 
@@ -118,7 +119,7 @@ class ActDistill(Method):
         return batch, draw.first(self.teacher_draws) if self.teacher_draws else draw
 
     def aux(self, teacher: Family) -> nn.ModuleDict:
-        held: dict[str, nn.Module] = {"watch": _Watch()}
+        held: dict[str, nn.Module] = {"watch": Watch()}
         if self.features == "capsules":
             spec, k = teacher.spec, self.neighbours if self.graph == "gat" else 0
             outputs = spec.action_dim * (spec.horizon if self.target == "chunk" else 1)
@@ -204,24 +205,6 @@ class ActDistill(Method):
         if collapsed < -PATIENCE:
             return "the router skips every layer that it may skip: lower method.lambda_budget, or raise method.budget"
         return ""
-
-
-class _Watch(nn.Module):
-    """Since when the router has not chosen. In a buffer, so that a resumed run goes on counting."""
-
-    since: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("since", torch.zeros(()))
-
-    @torch.no_grad()
-    def forward(self, share_BL: Tensor, progress: float, watching: bool) -> Tensor:
-        """For how much of the stage every layer ran for every sample (> 0), or none of them for any (< 0)."""
-        stuck = (share_BL == 1).all().float() - (share_BL == 0).all().float()
-        held = (stuck != 0) & watching
-        self.since.copy_(torch.where(held, self.since, torch.full_like(self.since, progress)))
-        return stuck * (progress - self.since)
 
 
 def _read(out: Out) -> tuple[list[Tensor], Tensor]:

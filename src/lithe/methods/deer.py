@@ -18,6 +18,7 @@ Guessed: all real action dimensions count, the gripper's too. The paper's exits 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -53,17 +54,27 @@ class Deer(Method):
     samples: int = 224  # observations that thresholds are fitted to
     seed: int = 0  # of those observations and their noise
 
+    def calibrated(self, teacher: Family, data: Data) -> Deer:
+        """Itself: thresholds are fitted at the end, but data that cannot do it is refused before any training."""
+        exits = self._exits(self.keep or teacher.depth("trunk"))[1]
+        self._demand_frames(len(exits), min(self.samples, len(data)))
+        return self
+
     def cut(self, teacher: Family) -> list[Op]:
         depth = teacher.depth("trunk")
         ops: list[Op] = [KeepLayers("trunk", first(depth, self.keep))] if self.keep else []
-        stops = self.stops(self.keep or depth)
-        reference, exits = (stops[0] - 1, stops[:-1]) if self.opening == "layer_before" else (stops[0], stops[1:-1])
-        if len(stops) == 1:  # nothing to compare
-            reference = 0
+        reference, exits = self._exits(self.keep or depth)
         self._demand_frames(len(exits), self.samples)
         shares = tuple(self.ratio**k for k in range(1, len(exits) + 2))
         settings = {"exits": exits, "shares": shares, "reference": reference, "action_dim": teacher.spec.action_dim}
         return [*ops, InstallRouter("exits", settings)]
+
+    def _exits(self, depth: int) -> tuple[int, tuple[int, ...]]:
+        """Behind how many layers the first estimate is made that exits are compared with, and the exits."""
+        stops = self.stops(depth)
+        if len(stops) == 1:  # nothing to compare
+            return 0, ()
+        return (stops[0] - 1, stops[:-1]) if self.opening == "layer_before" else (stops[0], stops[1:-1])
 
     def stops(self, depth: int) -> tuple[int, ...]:
         """Numbers of layers behind which the model may end, the last one included. Raises ValueError for bad knobs."""
@@ -104,7 +115,11 @@ class Deer(Method):
             batch = student.batch(data.samples(np.array([frame]), student.spec.horizon)).to(device)
             rows.append(moved(student, router, batch, student.noise(1, generator).to(device)))
         student.to(home)
-        return {"router.thresholds": fit(torch.cat(rows).cpu(), router.shares)}
+        moved_NE = torch.cat(rows).cpu()
+        thresholds = fit(moved_NE, router.shares)
+        if told := collapsed(router, moved_NE, thresholds):
+            tqdm.write(f"lithe: {told}", file=sys.stderr)
+        return {"router.thresholds": thresholds}
 
     def _demand_frames(self, exits: int, frames: int) -> None:
         if exits and frames <= exits:
@@ -112,6 +127,21 @@ class Deer(Method):
                 f"{exits + 1} exits cannot be fitted to {frames} frames: calibrate with more (method.samples is "
                 f"{self.samples}), or have fewer exits with method.every or method.least"
             )
+
+
+def collapsed(router: Exits, moved_NE: Tensor, thresholds_E: Tensor) -> str:
+    """What a user should hear when all observations stop at one place though several were meant; "" = nothing."""
+    stopping_NE = torch.cat([moved_NE <= thresholds_E, torch.ones(len(moved_NE), 1, dtype=torch.bool)], dim=1)
+    places = set(stopping_NE.int().argmax(dim=1).tolist())  # the first exit of each whose threshold holds
+    meant = sum(share > 0.5 / len(moved_NE) * sum(router.shares) for share in router.shares)
+    if len(places) > 1 or meant < 2:
+        return ""
+    layers = (*router.exits, router.sizes.depth)[places.pop()]
+    return (
+        f"all {len(moved_NE)} frames stop after {layers} of {router.sizes.depth} layers, because the actions move "
+        "equally far for each of them: look for layers that do nothing, train longer, or name fewer exits "
+        "(method.every, method.least)"
+    )
 
 
 def moved(student: Family, router: Exits, batch: Batch, noise_BHA: Tensor) -> Tensor:

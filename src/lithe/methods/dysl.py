@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lithe.data.base import Data
 from lithe.families.base import Family
+from lithe.methods._watch import PATIENCE, Watch
 from lithe.methods.base import Method, Stage, Step
 from lithe.routers._continuity import Guidance, Rule, changes
 from lithe.routers.controllers import Controllers, Jump, parameters, segments
@@ -110,7 +111,7 @@ class Dysl(Method):
     def cut(self, teacher: Family) -> list[Op]:
         self._check()
         depth = teacher.depth("trunk")
-        static = self.static or (spread(depth, ceil(self.share * depth)) if self.split else (depth - 1,))
+        static = self.static or (spread(depth, part(depth, self.share)) if self.split else (depth - 1,))
         dynamic = sum(behind - first for first, behind in segments(depth, static))
         hidden = self.controller or max(1, min(HIDDEN, teacher.streams.prefix // 8))
         known = ("pre_skip", "post_skip", "k", "eta", "eta1", "cooldown", "rule", "dead_zone", "printed_sign")
@@ -151,6 +152,7 @@ class Dysl(Method):
             "method.cooldown needs method.post_skip": self.cooldown and not self.post_skip,
             "method.clip is for tokens that are weighed together": self.clip and self.tokens == "each",
             "method.share must be above 0 and below 1": not 0 < self.share < 1,
+            "method.threshold must be above 0 and below 1": not 0 < self.threshold < 1,
             "method.first must be above 0 and below 1, or set method.one_stage": not 0 < self.first < 1,
         }
         for what, found in wrong.items():
@@ -188,6 +190,9 @@ class Dysl(Method):
             asked = [asked[_below(len(asked), generator)]]
         return replace(Route.full(student.depth("trunk")), asked=tuple(asked))
 
+    def aux(self, teacher: Family) -> nn.ModuleDict:
+        return nn.ModuleDict({"watch": Watch()})
+
     def loss(self, step: Step) -> dict[str, Tensor]:
         if not step.stage.student:
             assert step.teacher_out is not None
@@ -204,8 +209,23 @@ class Dysl(Method):
         crossings = out.route.crossings if out.route else ()
         asked = [crossing.share_B for crossing in crossings if crossing.share_B is not None]
         if asked:
-            terms["reg/skip"] = -self.skip * torch.stack(asked).mean()  # q is the probability to skip: q shall rise
+            q_SB = torch.stack(asked)
+            terms["reg/skip"] = -self.skip * q_SB.mean()  # q is the probability to skip: q shall rise
+            fires_SB = (q_SB.detach() > self.threshold).float()
+            terms["note/fires"] = fires_SB.mean()
+            terms["note/collapsed"] = step.aux["watch"](fires_SB, step.progress, step.progress > PATIENCE)
         return terms
+
+    def remark(self, values: dict[str, float]) -> str:
+        collapsed = values.get("note/collapsed", 0.0)
+        if collapsed > PATIENCE:
+            return (
+                "every controller fires for every observation: method.jump=always does the same without controllers; "
+                "lower method.skip, or raise method.threshold"
+            )
+        if collapsed < -PATIENCE:
+            return "no controller fires for any observation: raise method.skip, or lower method.threshold"
+        return ""
 
     def _missed(self, student: Family, stream: str, teacher_out: Out) -> Tensor:
         """How far the adapters end from where the teacher's layers went: exactly 1 for adapters that do nothing.
@@ -239,7 +259,12 @@ class Dysl(Method):
 def informative(values: Sequence[float], share: float) -> tuple[int, ...]:
     """The layers of the highest scores, `share` of all, and the last one; of equal ones, the earlier."""
     ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    return tuple(sorted({*ranked[: ceil(share * len(values))], len(values) - 1}))
+    return tuple(sorted({*ranked[: part(len(values), share)], len(values) - 1}))
+
+
+def part(depth: int, share: float) -> int:
+    """At least `share` of the layers, not one more because 0.55 * 20 is 11.000000000000002."""
+    return ceil(share * depth - 1e-9)
 
 
 def spread(depth: int, count: int) -> tuple[int, ...]:

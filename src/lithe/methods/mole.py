@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lithe.families.base import Family
 from lithe.methods._depth import check
+from lithe.methods._watch import PATIENCE, Watch
 from lithe.methods.base import Method, Step
 from lithe.routers.base import pooled
 from lithe.surgery import InstallRouter, Op
-from lithe.types import Tap
+from lithe.types import Batch, Draw, Route, Tap
 
 HEADS = 8
 
@@ -47,11 +48,12 @@ class Mole(Method):
     balance: float = 0.1  # lambda_3
     interest: Literal["both", "uniform"] = "both"  # uniform = every valid token counts alike
     width: int = 0  # of the router; 0 = a quarter of the trunk's, as in the paper
+    teacher_draws: int = 0  # noise draws that the teacher is asked about; 0 = all, 1 = cheapest and the same losses
     seed: int = 0  # of the router's weights
 
     def cut(self, teacher: Family) -> list[Op]:
         depth, quarter = teacher.depth("trunk"), teacher.streams.prefix // 4
-        keep = self.keep or (depth + 1) // 2
+        keep = self._kept(depth)
         check(depth, keep)
         if not 0 <= self.reverse <= 1:
             raise ValueError(f"method.reverse is the part of one of two terms: between 0 and 1, not {self.reverse}")
@@ -60,9 +62,18 @@ class Mole(Method):
         width = self.width or max(HEADS, quarter - quarter % HEADS)
         return [InstallRouter("star", {"keep": keep, "width": width, "heads": HEADS}, self.seed)]
 
+    def _kept(self, depth: int) -> int:
+        return self.keep or (depth + 1) // 2
+
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         deepest = (Tap("prefix", teacher.depth("trunk") - 1),)
         return (deepest, deepest) if self.cog else ((), ())
+
+    def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
+        return batch, draw.first(self.teacher_draws) if self.teacher_draws else draw
+
+    def aux(self, teacher: Family) -> nn.ModuleDict:
+        return nn.ModuleDict({"watch": Watch()})
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         out, teacher_out = step.outs
@@ -72,13 +83,27 @@ class Mole(Method):
             mimic, divergence = cognition(mine, theirs, out.prefix_BN, self.interest == "both")
             terms["kd/mimic"] = self.cog * (1 - self.reverse) * mimic
             terms["kd/reverse"] = self.cog * self.reverse * divergence
-        if self.balance:
-            route = out.route
-            assert route is not None
-            assert route.share_BL is not None
-            assert route.gates_BL is not None
-            terms["reg/balance"] = self.balance * (route.share_BL.detach() * route.gates_BL).mean()
+        assert out.route is not None
+        return terms | self._gates(out.route, step)
+
+    def _gates(self, route: Route, step: Step) -> dict[str, Tensor]:
+        """What is asked of the router, and whether it chooses at all; nothing where the route was given."""
+        share_BL, gates_BL = route.share_BL, route.gates_BL
+        if share_BL is None or gates_BL is None:
+            return {}
+        terms = {"reg/balance": self.balance * (share_BL.detach() * gates_BL).mean()} if self.balance else {}
+        alike_BL = (share_BL.detach() == share_BL.detach()[:1]).float()
+        choosing = len(share_BL) > 1 and self._kept(share_BL.shape[1]) < share_BL.shape[1]  # else there is no choice
+        terms["note/collapsed"] = step.aux["watch"](alike_BL, step.progress, choosing and step.progress > PATIENCE)
         return terms
+
+    def remark(self, values: dict[str, float]) -> str:
+        if values.get("note/collapsed", 0.0) > PATIENCE:
+            return (
+                "the router runs the same layers for every observation, as a static cut would without it: raise "
+                "method.balance, or train longer before you judge it"
+            )
+        return ""
 
 
 def cognition(student_BND: Tensor, teacher_BND: Tensor, valid_BN: Tensor, weigh: bool) -> tuple[Tensor, Tensor]:
