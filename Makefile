@@ -27,8 +27,9 @@ format: setup ## rewrite the code in the house format and mend what lint can
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
 
-tables: setup ## rewrite the tables of README.md from results/
+tables: setup ## rewrite the tables of README.md from results/, of docs/methods.md by probing
 	$(PYTHON) scripts/tables.py
+	$(PYTHON) scripts/methods.py
 
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

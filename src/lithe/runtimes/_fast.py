@@ -19,7 +19,7 @@ from lithe.runtimes.base import Runtime
 from lithe.types import Batch, Route
 
 LIMIT = 1e-3  # of a float32 policy's error, relative to its largest action
-LEAST_COSINE = 0.999  # of a bfloat16 policy's actions: two roundings of the same sum are that far apart
+LEAST_COSINE = 0.9999  # of a bfloat16 policy's actions: two roundings of the same sums
 
 
 class Fast(Runtime):
