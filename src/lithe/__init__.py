@@ -1,7 +1,7 @@
 """lithe makes Vision-Language-Action policies light on their feet: teacher in, shallower student and its proof out.
 
 Importing lithe is cheap: every name below is loaded when it is first used. A verb and its module share a name
-(`lithe.bench` is the function of `lithe/bench.py`); on the package the verb owns it, and `from lithe.bench import ...`
+(`lithe.bench` is the function of `lithe/bench/`); on the package the verb owns it, and `from lithe.bench import ...`
 reaches into the module.
 """
 

@@ -1,9 +1,9 @@
 """Tensors of a safetensors file as ranges of bytes, and a new file put together from such ranges.
 
 Values pass through a few small buffers and are never in memory together. While one block is written, two threads look
-at it: SHA-256 takes it in, and numbers that are not finite are searched for. A third keeps the disk busy meanwhile.
-What comes out is byte for byte what safetensors itself writes: widest type first, then by name. Nothing here knows
-about models.
+at it: SHA-256 takes it in, and numbers that are not finite are searched for. The disk begins meanwhile, and the system
+need not keep what was written. What comes out is byte for byte what safetensors itself writes: widest type first, then
+by name. Nothing here knows about models.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-BLOCK, BLOCKS = 8 << 20, 4  # bytes of one, and how many are on their way
-FLUSH = 256 << 20  # bytes after which the disk is asked to begin; left to itself it would wait for the last one
+BLOCK, BLOCKS = 2 << 20, 4  # bytes of one, and how many are on their way; few enough to stay near the processor
+FLUSH = 16 << 20  # bytes after which the disk is asked to begin; left to itself it would wait for the last one
 # Bytes of each type, in the order in which safetensors lays tensors out.
 SIZES = {"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U16": 2, "I16": 2}
 SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
@@ -162,9 +163,9 @@ class _Pipe:
     def __init__(self, new: RawIOBase, path: Path, bar: tqdm, threads: ExitStack):
         self.new, self.path, self.bar = new, path, bar
         # one thread each: SHA-256 needs its blocks in order
-        self.hasher, self.judge, self.flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        self.hasher, self.judge = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
         self.digest, self.slots = hashlib.sha256(), deque(_Slot() for _ in range(BLOCKS))
-        self.waiting, self.flushing = 0, _Slot(bytearray())
+        self.waiting = 0
 
     def run(self, stream: RawIOBase | BytesIO, size: int, place: Range | None = None) -> None:
         """place: the tensor that these bytes are, whose numbers must be finite."""
@@ -186,15 +187,18 @@ class _Pipe:
             block = block[self.new.write(block) or 0 :]
 
     def _flush(self, count: int) -> None:
-        """Has the disk begin with what is there, unless it still does."""
+        """Has the disk begin with what is there, and the memory of what is on it used again: fresh memory is slower.
+
+        Advice, where the system takes it. Nothing relies on it: whoever saves a policy waits for the disk anyway.
+        """
         self.waiting += count
-        if self.waiting >= FLUSH and all(job.done() for job in self.flushing.jobs):
-            self.flushing.free()
-            self.flushing.jobs, self.waiting = [self.flusher.submit(os.fsync, self.new.fileno())], 0
+        if self.waiting >= FLUSH and sys.platform == "linux":
+            os.posix_fadvise(self.new.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self.waiting = 0
 
     def finish(self) -> str:
         """SHA-256 of all that was written. Raises what was found in the last blocks."""
-        for slot in (*self.slots, self.flushing):
+        for slot in self.slots:
             slot.free()
         return self.digest.hexdigest()
 

@@ -333,7 +333,20 @@ def _train(path: Path, overrides: list[str] | None, out: Path | None, scratch: b
         raise ValueError(
             f"{path} {'starts from a teacher' if scratch else 'starts from random weights'}: use `lithe {verb}`"
         )
-    _finish(run(recipe, out))
+    document = run(recipe, out)
+    print(_after_training(document))
+    _finish(document)
+
+
+def _after_training(document: dict[str, Any]) -> str:
+    """Where the policy lies, and what one would do with it next."""
+    policy, settings = document["rows"][0]["policy"], document["settings"]
+    source, sim = settings["teacher"]["source"], (settings["gate"] or {"sim": "metaworld"})["sim"]
+    both = f"teacher={source} student={policy}" if source else policy
+    return (
+        f"The policy is in {policy}, for LeRobot too.\n"
+        f"  lithe bench {both}\n  lithe eval {both} --sim {sim}\n  lithe report {Path(policy).parent}"
+    )
 
 
 def _finish(document: dict[str, Any], table: Any = None, path: Path | None = None) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from lithe import registry, result
-from lithe._entrants import entrant
 from lithe._facts import facts, trained
+from lithe.evaluate.entrants import entrant
 from lithe.recipe import Recipe, load
 
 TEACHER = "teacher"  # how the reference is called in every table
@@ -197,7 +197,7 @@ def _profile(common: Recipe, samples: int) -> dict[str, Any]:
 
 def _strips(evaluation: dict[str, Any], policies: dict[str, str], folder: Path) -> None:
     """The pictures, unless they are there and show the policies that were evaluated."""
-    from lithe._strips import INDEX, read, strips
+    from lithe.report.strips import INDEX, read, strips
 
     shown = {strip.weights for strip in read(folder)} if (folder / INDEX).is_file() else set()
     if shown != {evaluation["settings"]["policies"][name]["weights"] for name in policies}:

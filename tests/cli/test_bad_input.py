@@ -99,6 +99,10 @@ def test_the_sound_recipe_runs(lithe, recipe):
     code, out, _ = lithe("distill", recipe)
     assert code == 0 and json.loads(out.splitlines()[-1])["kind"] == "train"
     assert checkpoint.load("runs/small/student").depth() == 2
+    assert checkpoint.read_card(Path("runs/small/student"))["fps"] == 10, "the rate of the data"
+    assert (
+        "The policy is in runs/small/student" in out and "lithe bench teacher=teacher student=runs/small/student" in out
+    )
 
 
 # -- recipes and overrides ---------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ pytest.importorskip("lerobot", reason="the plug-in is LeRobot's: install lithe[l
 
 import lithe
 from lithe import _home, api, checkpoint, registry, surgery
-from lithe._rollout import noise_seed
 from lithe.collect import collect
+from lithe.evaluate.rollout import noise_seed
 from lithe.families.pi import Pi
 from lithe.sims.fake import FakeSim
 from lithe.surgery import KeepLayers
@@ -177,7 +177,7 @@ def test_lerobot_eval_gets_the_success_that_lithe_eval_gets(ran, evaluated):
 
 
 def test_every_executed_action_is_the_same(ran, evaluated):
-    from lithe._rollout import _digest
+    from lithe.evaluate.rollout import _digest
 
     played: dict[int, list[list[float]]] = {}
     for line in map(json.loads, (ran / "actions.jsonl").read_text().splitlines()):

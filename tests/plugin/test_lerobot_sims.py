@@ -198,7 +198,7 @@ def test_a_policy_plays_pusht_with_lerobots_step_limit(pusht):
     """Through lithe's own episode loop, whose clip must leave these actions alone."""
     from types import SimpleNamespace
 
-    from lithe._rollout import Job, Player, Setup
+    from lithe.evaluate.rollout import Job, Player, Setup
 
     asked: list[int] = []
     answer = np.tile(np.float32([400.0, 20.0]), (5, 1))
@@ -209,7 +209,7 @@ def test_a_policy_plays_pusht_with_lerobots_step_limit(pusht):
     record = player.play(Job("one", "PushT-v0", 3))
     assert (record["success"], record["steps"], record["inferences"]) == (False, 300, 60)
     assert pusht.observe()["observation.state"].tolist() == [400.0, 20.0]
-    from lithe._rollout import noise_seed
+    from lithe.evaluate.rollout import noise_seed
 
     assert asked == [noise_seed("", 3)]
 

@@ -17,9 +17,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from lithe import _lanes, measure, result, surgery
-from lithe._feed import Episodes, episodes
+from lithe import measure, result, surgery
 from lithe._layers import layers_run
+from lithe.bench import lanes
+from lithe.bench.feed import Episodes, episodes
 from lithe.cli import app
 from lithe.data.fake import FakeData
 from lithe.families.pi import Pi
@@ -140,7 +141,7 @@ def test_a_fast_runtime_is_overruled_as_eager_is(kind):
     for session in (Eager(model), Packed(model)):
         for short in (True, False):
             session.reset()
-            with _lanes.overruled(session, short):
+            with lanes.overruled(session, short):
                 session.chunk(batch, noise_BHA)
             found[session.name, short] = session.taken[-1].run
     assert found["packed", True] == found["eager", True] and found["packed", False] == found["eager", False]
@@ -229,7 +230,7 @@ def test_router_and_repeated_passes_are_inside_both_boundaries(clock):
 
 
 def test_the_parts_of_a_repeated_pass_add_up(clock):
-    lane = _lanes.Lane("x", Eager(clock(jumpy())), episodes(DATA, 5, REPLAN, 0).seen_by(CAMERAS), 2, {}, 0)
+    lane = lanes.Lane("x", Eager(clock(jumpy())), episodes(DATA, 5, REPLAN, 0).seen_by(CAMERAS), 2, {}, 0)
     for place in range(5):
         lane.face(place)
         lane.run_model()
@@ -257,13 +258,13 @@ def bug(name: str) -> Any:
     """A way of measuring that is wrong."""
 
     def one_session(patch):
-        sound = _lanes.Lane.__init__
+        sound = lanes.Lane.__init__
 
         def init(self, *args):
             sound(self, *args)
             self.outer = self.inner
 
-        patch.setattr(_lanes.Lane, "__init__", init)
+        patch.setattr(lanes.Lane, "__init__", init)
 
     def one_episode(patch):
         sound = Episodes.seen_by
@@ -275,10 +276,10 @@ def bug(name: str) -> Any:
         patch.setattr(Episodes, "seen_by", seen_by)
 
     def no_repeats(patch):
-        patch.setattr(_lanes.Lane, "run_model", _chunk_alone)
+        patch.setattr(lanes.Lane, "run_model", _chunk_alone)
 
     def not_overruled(patch):
-        patch.setattr(_lanes.Overruled, "crosses", lambda self, *asked: self.router.crosses(*asked))
+        patch.setattr(lanes.Overruled, "crosses", lambda self, *asked: self.router.crosses(*asked))
 
     return {f.__name__: f for f in (one_session, one_episode, no_repeats, not_overruled)}[name]
 

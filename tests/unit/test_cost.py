@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lithe import registry, surgery
-from lithe._lanes import overruled, spent
+from lithe.bench.lanes import overruled, spent
 from lithe.families.base import Family
 from lithe.families.pi import Pi
 from lithe.routers.base import Router, Sizes

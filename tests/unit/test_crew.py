@@ -14,7 +14,7 @@ from contextlib import closing
 
 import pytest
 
-from lithe._crew import RETRIES, played
+from lithe.evaluate.crew import RETRIES, played
 
 # Imported by name in the workers. A job (n, trouble) meets its trouble at the first attempt, or at every one.
 PLAYER = '''
@@ -126,7 +126,7 @@ def test_no_more_workers_than_jobs(crew, tmp_path):
 CALLER = """
 import signal, sys, troubled_jobs
 from contextlib import closing
-from lithe._crew import played
+from lithe.evaluate.crew import played
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     jobs = [(0, ""), (1, ""), (2, "asleep")]

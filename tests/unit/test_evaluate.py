@@ -23,12 +23,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from lithe import _entrants, api, checkpoint, result
+from lithe import api, checkpoint, result
 from lithe._disk import sha256
-from lithe._ledger import Ledger, key
-from lithe._rollout import Job, Player, Setup, filmstrip, jerk, noise_seed
-from lithe._scores import rows
-from lithe.evaluate import evaluate, table
+from lithe.evaluate import entrants, evaluate, table
+from lithe.evaluate.ledger import Ledger, key
+from lithe.evaluate.outcome import rows
+from lithe.evaluate.rollout import Job, Player, Setup, filmstrip, jerk, noise_seed
 from lithe.families.pi import Pi
 from lithe.sims.fake import FakeSim
 
@@ -263,10 +263,10 @@ def begin(path, folders, records):
     """A ledger with these records in it, as an evaluation of the toy that was killed leaves it."""
     cls, terms = FakeSim, {"sim": "fake", "sim_options": {}, "horizon": 40, "steps": None, "replan": None}
     terms |= {"runtime": "eager", "instructions": {}, "versions": result.versions()}
-    entrants = {folder.name: _entrants.entrant(folder.name, folder, cls, terms) for folder in folders}
+    judged = {folder.name: entrants.entrant(folder.name, folder, cls, terms) for folder in folders}
     with Ledger(path, terms) as ledger:
         for record in records:
-            ledger.append({"fingerprint": entrants[record["policy"]]["fingerprint"], **record})
+            ledger.append({"fingerprint": judged[record["policy"]]["fingerprint"], **record})
 
 
 def check_videos(folder, expected):
@@ -509,7 +509,7 @@ def test_the_fingerprint_of_a_foreign_policy_covers_all_it_acts_by(foreign, tmp_
     elsewhere.mkdir()
 
     def fingerprint(place=folder) -> str:
-        return _entrants.entrant("x", place, FakeSim, terms)["fingerprint"]
+        return entrants.entrant("x", place, FakeSim, terms)["fingerprint"]
 
     def edit_json(name, change) -> None:
         data = json.loads((folder / name).read_text())
@@ -557,7 +557,7 @@ def test_the_fingerprint_of_a_policy_of_lithe_is_what_it_always_was(folders):
     policy = {key: card[key] for key in ("family", "config", "history", "sha256")}
     beside = {name: sha256(folders[0] / name) for name in ("normalization.json", "tokenizer.json")}
     identity = json.dumps([policy, beside, terms], sort_keys=True)
-    found = _entrants.entrant("x", folders[0], FakeSim, terms)
+    found = entrants.entrant("x", folders[0], FakeSim, terms)
     assert found["fingerprint"] == hashlib.sha256(identity.encode()).hexdigest() and found["steps"] == 3
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lithe._ledger import Ledger, key
+from lithe.evaluate.ledger import Ledger, key
 
 TERMS = {"sim": "fake", "horizon": 40, "options": {"size": 16}}
 
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_no_half_line(written, monkeypatch):
 
 def test_a_record_is_on_disk_when_append_returns(path):
     code = (
-        "import os, pathlib, sys; from lithe._ledger import Ledger; from pathlib import Path\n"
+        "import os, pathlib, sys; from lithe.evaluate.ledger import Ledger; from pathlib import Path\n"
         f"ledger = Ledger(Path(sys.argv[1]), {TERMS!r})\n"
         f"ledger.append({record(0)!r}); os.kill(os.getpid(), 9)"
     )

@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lithe import api, checkpoint, recipe, result
-from lithe._anatomy import kept_layers
-from lithe._scales import Scale, points, short, signed
-from lithe._strips import Reel, png, spread, strips
+from lithe._disk import sha256
 from lithe.data.fake import FakeData
 from lithe.distill import distill
 from lithe.evaluate import evaluate
 from lithe.explain import explain
 from lithe.families.pi import Pi
 from lithe.report import report
+from lithe.report.anatomy import kept_layers
+from lithe.report.scales import Scale, points, short, signed
+from lithe.report.strips import Reel, png, spread, strips
 from lithe.sims.fake import FakeSim
 
 TASKS, EVIL = ("reach-red", "reach-blue"), '<script>alert("x")</script>&amp;\'</style>'
@@ -451,6 +452,19 @@ def test_strips_of_anything_but_the_evaluation_are_refused(home, documents, tmp_
     assert not (tmp_path / "strips").exists()
 
 
+def test_a_lerobot_policy_has_strips_as_one_that_lithe_saved(foreign, tmp_path):
+    vision = {"image": 16, "patch": 8, "width": 32, "mlp": 16, "layers": 1, "heads": 16}
+    stats = {"action": {"q01": [-1.0] * 4, "q99": [1.0] * 4}}
+    policy = foreign.lerobot(Pi.fresh("pico", vision=vision, cameras=FakeSim.cameras), tmp_path / "theirs", stats)
+    played = evaluate([policy], "fake", TASKS[:1], 1, names=["theirs"], processes=1)
+    strips(played, {"theirs": policy}, tmp_path / "strips", size=16)
+    (strip,) = json.loads((tmp_path / "strips" / "strips.json").read_text())["strips"]
+    assert strip["weights"] == sha256(policy / checkpoint.WEIGHTS)
+    (policy / checkpoint.WEIGHTS).write_bytes((policy / checkpoint.WEIGHTS).read_bytes()[:-4] + b"1234")
+    with pytest.raises(ValueError, match="other weights than 'theirs'"):
+        strips(played, {"theirs": policy}, tmp_path / "again", size=16)
+
+
 def test_strips_of_other_weights_do_not_come_onto_the_page(home, documents, tmp_path):
     shutil.copytree(home / "strips", tmp_path / "strips")
     documents["eval"]["settings"]["policies"]["student"]["weights"] = "0" * 64
@@ -526,7 +540,7 @@ def test_colours_are_told_apart_by_every_eye_in_light_and_in_dark():
         np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]),
         np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]),
     ]
-    css = import_module("lithe._page").Path(import_module("lithe._page").__file__).with_name("report.css").read_text()
+    css = Path(str(import_module("lithe.report.page").__file__)).with_name("page.css").read_text()
     light, dark = css.split("@media (prefers-color-scheme: dark)")
     for style in (light, dark.split("@media")[0]):
         named = dict(re.findall(r"--(\w+): (#\w{6});", style))

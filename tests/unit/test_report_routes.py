@@ -17,18 +17,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lithe import _labels, _trail, api, checkpoint, recipe, result, surgery
-from lithe._importance import rank_correlation
-from lithe._labels import ROOMS, Spot, spots
-from lithe._rollout import Job, Player, Setup
-from lithe._strips import read, strips
-from lithe._trail import Chunk, Tracker, Trail
+from lithe import api, checkpoint, recipe, result, surgery
 from lithe.data.fake import FakeData
 from lithe.distill import distill, finish
 from lithe.evaluate import evaluate
+from lithe.evaluate.rollout import Job, Player, Setup
 from lithe.families.pi import Pi
 from lithe.methods._depth import highest
-from lithe.report import report
+from lithe.report import labels, report, trail
+from lithe.report.importance import rank_correlation
+from lithe.report.labels import ROOMS, Spot, spots
+from lithe.report.strips import read, strips
+from lithe.report.trail import Chunk, Tracker, Trail
 from lithe.routers._continuity import Continuity
 from lithe.sims.fake import FakeSim
 
@@ -187,7 +187,7 @@ def test_the_index_keeps_the_trails_of_those_that_decide(home, played):
         told = counted[strip.policy, strip.task, strip.seed]
         runs = [layers for chunk in strip.trail.chunks for layers in chunk.passes]
         assert [sum(len(run) == n for run in runs) for n in range(DEPTH + 1)] == told["counts"]
-        assert _trail.read(_trail.written(strip.trail)) == strip.trail
+        assert trail.read(trail.written(strip.trail)) == strip.trail
 
 
 def record(line: dict) -> dict:
@@ -387,7 +387,7 @@ def test_a_name_covers_no_point_no_line_and_no_other_name(points, lines):
             for i, box in boxes.items():
                 assert box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= 300
                 assert not any(inside(box, x * width, y) for x, y in points)
-                assert not any(a != i and _labels._overlap(box, other) for a, other in boxes.items())
+                assert not any(a != i and labels._overlap(box, other) for a, other in boxes.items())
                 for (x, y), (x2, y2) in lines:
                     along = np.linspace(0, 1, 100)
                     dots = zip(width * (x + along * (x2 - x)), y + along * (y2 - y))

@@ -8,7 +8,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from lithe._statistics import Z, middle, newcombe, order, paired, success, wilson
+from lithe.evaluate.statistics import Z, middle, newcombe, order, paired, success, wilson
 
 # Newcombe 1998a, Stat. Med. 17:857-872, table I, method 3.
 WILSON = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lithe._rollout import noise_seed
+from lithe.evaluate.rollout import noise_seed
 from lithe.families.base import Family
 
 

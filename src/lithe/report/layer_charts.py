@@ -1,15 +1,15 @@
 """The report's drawings over the layers of a policy: what was cut, how alike, how often run, how important.
 
-Plain SVG by the rules of _figures.py.
+Plain SVG by the rules of figures.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from lithe._figures import ROW, Form, caption, pct, plot, x_axis, y_axis
-from lithe._page import Html, hue, join, tag
-from lithe._scales import Scale, tick
+from lithe.report.figures import ROW, Form, caption, pct, plot, x_axis, y_axis
+from lithe.report.page import Html, hue, join, tag
+from lithe.report.scales import Scale, tick
 
 # A ramp that is ordered by lightness as well as by hue (viridis), so that it survives grey print and colour blindness.
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

@@ -4,7 +4,7 @@ Episode e of a task starts from (task, seed + e) and draws the policy's noise fr
 compared pair by pair. An episode is a pure function of the policy's weights, its task, its seed and the settings:
 neither the number of processes nor their order, a crash or a resumed run changes a bit of its record. Finished episodes
 go to `out/ledger.jsonl` one by one; the same call after a kill plays only what is missing. The intervals are in
-_statistics.py, one episode in _rollout.py. Not here: latency (`lithe bench`).
+statistics.py, one episode in rollout.py. Not here: latency (`lithe bench`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lithe import _crew, _entrants, registry, result
-from lithe._ledger import Ledger
-from lithe._rollout import Job, Player, Setup, filmstrip
-from lithe._scores import INTERVALS, JERK_UNIT, rows, table
+from lithe import registry, result
+from lithe.evaluate import crew, entrants
+from lithe.evaluate.ledger import Ledger
+from lithe.evaluate.outcome import INTERVALS, JERK_UNIT, rows, table
+from lithe.evaluate.rollout import Job, Player, Setup, filmstrip
 from lithe.registry import suggestion
 
 if TYPE_CHECKING:
@@ -86,11 +87,11 @@ def evaluate(
     }
     _check_positive(horizon=horizon, steps=steps, replan=replan, processes=processes, timeout=timeout)
     registry.get("runtimes", runtime)
-    folders = _entrants.folders(policies, names)
-    reference = _entrants.reference(against, list(folders))
-    entrants = {name: _entrants.entrant(name, folder, cls, terms) for name, folder in folders.items()}
+    folders = entrants.folders(policies, names)
+    reference = entrants.reference(against, list(folders))
+    judged = {name: entrants.entrant(name, folder, cls, terms) for name, folder in folders.items()}
     with _home(out) as home, Ledger(home / "ledger.jsonl", terms) as ledger:
-        _check_owners(ledger, entrants)
+        _check_owners(ledger, judged)
         setup = Setup(
             {name: str(folder.absolute()) for name, folder in folders.items()},
             sim,
@@ -102,11 +103,11 @@ def evaluate(
             instructions or {},
             str(home / "videos"),
         )
-        _play(plan, setup, ledger, entrants, processes or os.cpu_count() or 1, timeout)
+        _play(plan, setup, ledger, judged, processes or os.cpu_count() or 1, timeout)
         found = rows(ledger.records, plan.tasks, plan.seeds, list(folders), reference)
     del terms["versions"]  # a field of its own in every Result
     settings = {**asdict(plan), "seeds": [plan.seeds[0], plan.seeds[-1]], **terms, "against": reference}
-    settings |= {"policies": entrants, "intervals": INTERVALS, "jerk_unit": JERK_UNIT}
+    settings |= {"policies": judged, "intervals": INTERVALS, "jerk_unit": JERK_UNIT}
     return result.make("eval", sim, settings, found)
 
 
@@ -186,7 +187,7 @@ def _play(
     jobs = [job for job in everything if job[:3] not in ledger.records or _lacks_video(job, setup)]
     scores = {name: [r["success"] for r in ledger.records.values() if r["policy"] == name] for name in entrants}
     bar = tqdm(total=len(everything), initial=len(everything) - len(jobs), unit="ep", desc="episodes", disable=None)
-    with bar, closing(_crew.played(Player, setup, jobs, processes, timeout)) as played:
+    with bar, closing(crew.played(Player, setup, jobs, processes, timeout)) as played:
         for job, outcome in played:
             record = {"fingerprint": entrants[job.policy]["fingerprint"], **outcome}
             known = ledger.records.get(job[:3])

@@ -14,7 +14,7 @@ from math import hypot
 Point = tuple[float, float]
 Segment = tuple[Point, Point]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-# Class in report.css -> widths of the drawing while it is shown.
+# Class in page.css -> widths of the drawing while it is shown.
 ROOMS = {"tight": (234, 280, 340, 396), "medium": (390, 460, 530, 604), "roomy": (600, 680, 760, 840, 900)}
 LETTER, ASCENT, DESCENT, MARK = 8.4, 12.0, 4.0, 8.0
 SAME = 4.0  # pixels by which two points cannot be told apart

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lithe._cells import Grid, number
-from lithe._figures import Curve, curves
-from lithe._material import Material, Training
-from lithe._page import Html, figure, tag, who
-from lithe._scales import Scale, short, tick
+from lithe.report.cells import Grid, number
+from lithe.report.figures import Curve, curves
+from lithe.report.material import Material, Training
+from lithe.report.page import Html, figure, tag, who
+from lithe.report.scales import Scale, short, tick
 
 NOT_LOSSES = {"step", "stage", "lr", "gradient_norm"}
 NOTE = "note/"

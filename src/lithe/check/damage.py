@@ -1,7 +1,7 @@
 """`lithe check`, first part: can the files of a LeRobotDataset v3 be read, and is in them what should be?
 
 Reads the metadata and every column without pictures. Nothing here stops at the first problem: what can be read is
-handed on, with the mark that something is missing. Whether the parts agree with each other is `_order.py`'s question.
+handed on, with the mark that something is missing. Whether the parts agree with each other is `order.py`'s question.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lithe._findings import Findings, listed
+from lithe.check.findings import Findings, listed
 from lithe.data._cache import arrow, data_files, episode_files, inside, sentences
 from lithe.data.lerobot import VECTORS, camera_names, vectors
 

@@ -1,7 +1,7 @@
 """The report's film strips: the same task and seed for every policy, and under the pictures which layers ran when.
 
 The drawing under a strip shares its time axis: a chunk stands below the pictures between which it was executed. It is
-there for policies that decide themselves which layers run, and shows what ran (_trail.py).
+there for policies that decide themselves which layers run, and shows what ran (trail.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from itertools import groupby
 
 import numpy as np
 
-from lithe._figures import at, pct, plot
-from lithe._material import Material
-from lithe._page import Html, hue, tag, who
-from lithe._scales import Scale, count, short, tick
-from lithe._strips import Strip
-from lithe._trail import Chunk, Trail
+from lithe.report.figures import at, pct, plot
+from lithe.report.material import Material
+from lithe.report.page import Html, hue, tag, who
+from lithe.report.scales import Scale, count, short, tick
+from lithe.report.strips import Strip
+from lithe.report.trail import Chunk, Trail
 
 COLUMNS = 6  # pictures in a row
 HIGH = 40  # pixels of a band

@@ -2,8 +2,8 @@
 
 A headline in words, made from the Results; then success, speed, the two against each other, what was cut, which
 layers ran, how alike they are and how they score, training, film strips, and where every number comes from. Sections
-appear for what was given. No script, no network, light and dark, wide and narrow, on paper. The bricks are in _page.py,
-the drawings in _figures.py, the style in report.css. Nothing is measured here and nothing is typed in.
+appear for what was given. No script, no network, light and dark, wide and narrow, on paper. The bricks are in page.py,
+the drawings in figures.py, the style in page.css. Nothing is measured here and nothing is typed in.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lithe import _anatomy, _importance, _routes, _speed, _success, _training
-from lithe._films import films
-from lithe._material import Material, gather
-from lithe._page import Html, details, page, section, table, tag
-from lithe._strips import strips
-from lithe._verdict import verdict
+from lithe.report import anatomy, importance, routes, speed, success, training
+from lithe.report.films import films
+from lithe.report.material import Material, gather
+from lithe.report.page import Html, details, page, section, table, tag
+from lithe.report.strips import strips
+from lithe.report.verdict import verdict
 
 __all__ = ["report", "strips"]
 
@@ -37,18 +37,18 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
         raise ValueError(f"{out} is a folder: give the page a name in it, such as {out / 'report.html'}")
     material = gather([Path(path) for path in results])
     sections = [
-        ("Success", _success.success(material)),
-        ("Speed", _speed.speed(material)),
-        ("Success against time", _speed.pareto(material)),
-        ("What was cut", _anatomy.cut(material)),
-        ("Layers that ran", _routes.routes(material)),
-        ("Layers over denoise time", _anatomy.similarity(material)),
-        ("Layer scores", _importance.scores(material)),
-        ("Training", _training.training(material)),
+        ("Success", success.success(material)),
+        ("Speed", speed.speed(material)),
+        ("Success against time", speed.pareto(material)),
+        ("What was cut", anatomy.cut(material)),
+        ("Layers that ran", routes.routes(material)),
+        ("Layers over denoise time", anatomy.similarity(material)),
+        ("Layer scores", importance.scores(material)),
+        ("Training", training.training(material)),
         ("Film strips", films(material)),
         ("Provenance", provenance(material)),
     ]
-    lead = [*verdict(material), *([glance] if (glance := _success.glance(material)) else [])]
+    lead = [*verdict(material), *([glance] if (glance := success.glance(material)) else [])]
     text = page(title, lead, [section(name, *parts) for name, parts in sections if parts])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text.encode("utf-8", "replace"))

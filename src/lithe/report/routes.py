@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from lithe._cells import Grid, number
-from lithe._figures import Dot, dots
-from lithe._layer_charts import columns, ramp_key, shares
-from lithe._material import Material, by_policy
-from lithe._page import Html, figure, tag, who
-from lithe._scales import Scale, percent, tick
-from lithe._trail import Chunk
+from lithe.report.cells import Grid, number
+from lithe.report.figures import Dot, dots
+from lithe.report.layer_charts import columns, ramp_key, shares
+from lithe.report.material import Material, by_policy
+from lithe.report.page import Html, figure, tag, who
+from lithe.report.scales import Scale, percent, tick
+from lithe.report.trail import Chunk
 
 Row = dict[str, Any]
 MAP = (

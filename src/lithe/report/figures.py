@@ -1,7 +1,7 @@
 """The report's drawings: plain SVG whose places are per cent of the width and whose sizes are pixels.
 
 So a drawing grows and shrinks with the window while its text stays legible, and its colours are the page's own (class
-names, resolved in report.css for light and dark). Heights are fixed. Names stand above what they name, never beside it:
+names, resolved in page.css for light and dark). Heights are fixed. Names stand above what they name, never beside it:
 any name fits, on any width. Each drawing says in words what it shows (`alt`).
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lithe._labels import ROOMS, spots
-from lithe._page import Html, hue, join, marker, tag, who
-from lithe._scales import Scale, tick
+from lithe.report.labels import ROOMS, spots
+from lithe.report.page import Html, hue, join, marker, tag, who
+from lithe.report.scales import Scale, tick
 
 Form = Callable[[float], str]
 ROW, BAR, CAP = 46, 16, 4

@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lithe import _damage, _misfit, _numbers, _order, _pictures, result
-from lithe import _findings as findings
-from lithe._findings import Findings
-from lithe._subject import open_subject
+from lithe import result
+from lithe.check import damage, findings, misfit, numbers, order
+from lithe.check.findings import Findings
+from lithe.check.pictures import check as check_pictures
+from lithe.check.subject import open_subject
 from lithe.data.lerobot import download
 
 table = findings.table
@@ -49,13 +50,13 @@ def check(
             subject = open_subject(policy)
         except ValueError as error:
             found.error("policy", str(error), "nothing else about the policy was checked; repair this first")
-    contents = _damage.read(root, found)
+    contents = damage.read(root, found)
     if contents is not None:
-        _order.check(contents, found)
-        values = _numbers.check(contents, found)
-        decoded = _pictures.check(contents, found, pictures)
+        order.check(contents, found)
+        values = numbers.check(contents, found)
+        decoded = check_pictures(contents, found, pictures)
         if subject is not None:
-            _misfit.check(subject, contents, values, found, fps, rename or {})
+            misfit.check(subject, contents, values, found, fps, rename or {})
     settings = {
         "policy": None if policy is None else str(policy),
         "dataset": str(dataset),

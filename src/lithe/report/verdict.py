@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lithe._material import Material, by_policy, reference
-from lithe._page import Html, join, note, tag
-from lithe._scales import brackets, factor, percent, points, short, times
+from lithe.report.material import Material, by_policy, reference
+from lithe.report.page import Html, join, note, tag
+from lithe.report.scales import brackets, factor, percent, points, short, times
 
 WIDE = 0.2  # an interval of so many points decides nothing
 MOST = 3  # policies told about in words; the rest is in the table below them

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import lithe
-from lithe._scales import brackets
+from lithe.report.scales import brackets
 
 VOID = {"img", "link", "meta"}
-COLOURS = 6  # as many as report.css has; the seventh policy has the first colour and a mark of its own
+COLOURS = 6  # as many as page.css has; the seventh policy has the first colour and a mark of its own
 MARKERS = (
     "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",  # disc
     "M-4.4-4.4H4.4V4.4H-4.4Z",  # square
@@ -114,7 +114,7 @@ def section(title: str, *parts: str | None) -> tuple[str, Html]:
 
 def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Html]]) -> str:
     """The whole document."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = tag(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lithe._cells import Grid, difference, median, number, rate, ratio
-from lithe._figures import Mark, forest
-from lithe._material import Material, by_policy
-from lithe._page import Html, details, figure, interval, table, tag, who
-from lithe._scales import Scale, brackets, percent, points, short, signed, tick
-from lithe._verdict import machine
+from lithe.report.cells import Grid, difference, median, number, rate, ratio
+from lithe.report.figures import Mark, forest
+from lithe.report.material import Material, by_policy
+from lithe.report.page import Html, details, figure, interval, table, tag, who
+from lithe.report.scales import Scale, brackets, percent, points, short, signed, tick
+from lithe.report.verdict import machine
 
 Row = dict[str, Any]
 MEASURES = (

@@ -1,7 +1,7 @@
 """Film strips: a few pictures of the very episodes that an evaluation played, the same task and seed for every policy.
 
 <out>/strips.json            what is shown: policy, task, seed, outcome, and which picture is which step; of a policy
-                             that decides which layers run also the trail: what ran in every chunk (_trail.py)
+                             that decides which layers run also the trail: what ran in every chunk (trail.py)
 <out>/<policy>-<task>-0.png  the pictures
 """
 
@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from lithe import _trail, registry
+from lithe import registry
 from lithe._disk import write_atomically
-from lithe._trail import Tracker, Trail
+from lithe.report.trail import Tracker, Trail, written
+from lithe.report.trail import read as read_trail
 
 INDEX = "strips.json"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -85,7 +86,7 @@ def strips(
             files.append({"step": step, "file": f"{stem}-{step}.png"})
             (out / f"{stem}-{step}.png").write_bytes(png(pictures[step]))
         told = {key: record[key] for key in ("policy", "task", "seed", "success", "steps")}
-        ran = {"trail": _trail.written(trail)} if trail else {}
+        ran = {"trail": written(trail)} if trail else {}
         shown.append({**told, "weights": weights[record["policy"]], "frames": files, **ran})
     content = json.dumps({"sim": settings["sim"], "strips": shown}, indent=1)
     write_atomically(out / INDEX, content.encode() + b"\n")  # last: a folder with an index is complete
@@ -111,7 +112,7 @@ def read(folder: Path) -> list[Strip]:
 
 def _strip(folder: Path, entry: dict[str, Any]) -> Strip:
     frames = tuple((int(frame["step"]), str(frame["file"])) for frame in entry.pop("frames"))
-    trail = _trail.read(entry.pop("trail")) if "trail" in entry else None
+    trail = read_trail(entry.pop("trail")) if "trail" in entry else None
     strip = Strip(folder, frames=frames, trail=trail, **entry)
     if trail and trail.chunks and trail.chunks[-1].step >= strip.steps:
         raise ValueError(f"a chunk of step {trail.chunks[-1].step} in an episode of {strip.steps} steps")
@@ -132,11 +133,11 @@ def png(picture_YXC: np.ndarray) -> bytes:
 
 
 def _weights(name: str, folder: Path, entrants: Mapping[str, Any]) -> str:
-    from lithe import checkpoint
+    from lithe import api
 
     if name not in entrants:
         raise ValueError(f"{name!r} was not evaluated{registry.suggestion(name, list(entrants))}")
-    found = checkpoint.read_card(folder)["sha256"]
+    found = api.digest(folder)
     if found != entrants[name]["weights"]:
         raise ValueError(f"{folder} holds other weights than {name!r} had when it was evaluated: evaluate it again")
     return found
@@ -175,7 +176,7 @@ def _played(
     """The record of each episode, its pictures by step, and what ran where the policy decides that."""
     import torch
 
-    from lithe._rollout import Job, Player, Setup
+    from lithe.evaluate.rollout import Job, Player, Setup
 
     keys = ("sim", "horizon", "sim_options", "runtime", "steps", "replan", "instructions")
     threads = torch.get_num_threads()

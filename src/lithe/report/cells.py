@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lithe._page import Html, interval, table
-from lithe._scales import factor, percent, points, short, times
+from lithe.report.page import Html, interval, table
+from lithe.report.scales import factor, percent, points, short, times
 
 Row = Mapping[str, Any]
 

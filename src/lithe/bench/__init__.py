@@ -4,7 +4,7 @@ Every policy is loaded once and sees the same at batch 1: recorded episodes, or 
 are timed: the model (a Batch in memory to actions, split into vision, prefix and denoise) and end to end (uint8
 pictures to float actions in host memory, `Runtime.infer`); router and repeated passes are inside both. All policies
 take turns within each iteration, in rotated order, so that drift hits all of them alike. What the numbers mean, and
-what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in _lanes.py.
+what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in lanes.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from lithe import api, registry, result
-from lithe._feed import TASK, Episodes, episodes, still
-from lithe._lanes import Lane, dtypes, take_turns
 from lithe._tables import bench_table, peace
-from lithe._variants import entries
+from lithe.bench.feed import TASK, Episodes, episodes, still
+from lithe.bench.lanes import Lane, dtypes, take_turns
+from lithe.bench.variants import entries
 from lithe.data.base import Data
 from lithe.families.base import Family
 from lithe.measure import Neighbours, ceilings, percentiles

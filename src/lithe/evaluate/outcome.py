@@ -1,6 +1,6 @@
 """What an evaluation found, from its episodes: rows of the Result, and the same as a table for a terminal.
 
-Only counts and arranges; the intervals are in _statistics.py.
+Only counts and arranges; the intervals are in statistics.py.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lithe import _statistics
 from lithe._layers import layers_run
-from lithe._ledger import Key
+from lithe.evaluate import statistics
+from lithe.evaluate.ledger import Key
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -43,18 +43,18 @@ def rows(
 
 def _figures(ours: list[dict[str, Any]], theirs: list[dict[str, Any]] | None, reference: str) -> dict[str, Any]:
     """The figures of one policy on one set of episodes; element i of both lists is the same episode."""
-    found: dict[str, Any] = {"success": _statistics.success([r["success"] for r in ours])}
+    found: dict[str, Any] = {"success": statistics.success([r["success"] for r in ours])}
     if theirs is not None:
         pairs = list(zip(ours, theirs, strict=True))
         solved = [a["steps"] - b["steps"] for a, b in pairs if a["success"] and b["success"]]
         found["paired"] = {
             "against": reference,
-            **_statistics.paired([r["success"] for r in ours], [r["success"] for r in theirs]),
+            **statistics.paired([r["success"] for r in ours], [r["success"] for r in theirs]),
             "same_start": sum(a["start"] == b["start"] for a, b in pairs),
-            "steps": _statistics.middle(solved),
+            "steps": statistics.middle(solved),
         }
-    found["steps_to_success"] = _statistics.middle([r["steps"] for r in ours if r["success"]])
-    found["jerk"] = _statistics.middle([r["jerk"] for r in ours if r["jerk"] is not None])
+    found["steps_to_success"] = statistics.middle([r["steps"] for r in ours if r["success"]])
+    found["jerk"] = statistics.middle([r["jerk"] for r in ours if r["jerk"] is not None])
     if all("layers" in r for r in ours):
         found["layers_run"] = layers_run([r["layers"] for r in ours])
     return _measured(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lithe import result
-from lithe._strips import INDEX, Strip, read
+from lithe.report.strips import INDEX, Strip, read
 
 ACCEPTED = ("eval", "bench", "profile", "train", "explain")
 ADVICE = (

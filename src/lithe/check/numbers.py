@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lithe._damage import AGAIN, Contents
-from lithe._findings import Findings, dimensions, listed
+from lithe.check.damage import AGAIN, Contents
+from lithe.check.findings import Findings, dimensions, listed
 from lithe.data.base import STATISTICS
 from lithe.data.lerobot import VECTORS, names_of
 

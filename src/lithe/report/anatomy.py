@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lithe._cells import Grid, number
-from lithe._layer_charts import cut_map, heat, lengths, ramp_key
-from lithe._material import Material, by_policy
-from lithe._page import Html, details, figure, table, tag, who
-from lithe._scales import Scale, short, signed, times
+from lithe.report.cells import Grid, number
+from lithe.report.layer_charts import cut_map, heat, lengths, ramp_key
+from lithe.report.material import Material, by_policy
+from lithe.report.page import Html, details, figure, table, tag, who
+from lithe.report.scales import Scale, short, signed, times
 
 Row = dict[str, Any]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lithe._cells import Grid, number, ratio
-from lithe._figures import Bar, Mark, bars, scatter
-from lithe._material import Material, by_policy, reference
-from lithe._page import Html, figure, join, tag, who
-from lithe._scales import Scale, brackets, count, factor, percent, short, tick, times
-from lithe._verdict import machine
+from lithe.report.cells import Grid, number, ratio
+from lithe.report.figures import Bar, Mark, bars, scatter
+from lithe.report.material import Material, by_policy, reference
+from lithe.report.page import Html, figure, join, tag, who
+from lithe.report.scales import Scale, brackets, count, factor, percent, short, tick, times
+from lithe.report.verdict import machine
 
 Row = dict[str, Any]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lithe._anatomy import histories, kept_layers
-from lithe._cells import Grid
-from lithe._layer_charts import columns
-from lithe._material import Material
-from lithe._page import Html, figure, tag
-from lithe._scales import tick
+from lithe.report.anatomy import histories, kept_layers
+from lithe.report.cells import Grid
+from lithe.report.layer_charts import columns
+from lithe.report.material import Material
+from lithe.report.page import Html, figure, tag
+from lithe.report.scales import tick
 
 Row = dict[str, Any]
 MEANING = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lithe._damage import AGAIN, Contents, data_path
-from lithe._findings import Findings, listed
+from lithe.check.damage import AGAIN, Contents, data_path
+from lithe.check.findings import Findings, listed
 
 TIME_S = 1e-4  # what LeRobot tolerates between a timestamp and its frame
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lithe._damage import Contents
-from lithe._findings import Findings, dimensions, listed
-from lithe._pictures import size_of
-from lithe._subject import Subject
+from lithe.check.damage import Contents
+from lithe.check.findings import Findings, dimensions, listed
+from lithe.check.pictures import size_of
+from lithe.check.subject import Subject
 from lithe.data._cache import feature_key
 from lithe.data.lerobot import VECTORS, names_of
 from lithe.registry import suggestion

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lithe._damage import AGAIN, Contents
-from lithe._findings import Findings, listed
+from lithe.check.damage import AGAIN, Contents
+from lithe.check.findings import Findings, listed
 from lithe.data._cache import BLOCK, BROKEN, arrow, feature_key, picture, video_rows
 from lithe.data._video import pictures, track
 
