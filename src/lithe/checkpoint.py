@@ -28,10 +28,10 @@ CARD, WEIGHTS = "student.json", "model.safetensors"
 def save(model: Family, folder: str | Path, dtype: torch.dtype | None = None, **about: Any) -> Path:
     """Write `model` as a policy folder, replacing an older one only once the new one is complete.
 
-    dtype: stored floating-point type (None = as in memory). about: JSON-able provenance (method, recipe hash, metrics);
-    where a loaded teacher came from (`model.origin`) is written in any case.
+    dtype: stored floating-point type of all but the router (None = as in memory). about: JSON-able provenance (method,
+    recipe hash, metrics); where a loaded teacher came from (`model.origin`) is written in any case.
     """
-    tensors = {key: _stored(tensor, dtype) for key, tensor in model.state_dict().items()}
+    tensors = {key: _stored(key, tensor, dtype) for key, tensor in model.state_dict().items()}
 
     def put(path: Path) -> str:
         save_file(tensors, path)
@@ -140,7 +140,8 @@ def fill(model: Family, tensors: dict[str, torch.Tensor], source: str, dtype: to
     """Give `model` exactly these tensors. Raises ValueError naming missing, extra and misshaped ones."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     check_fit(wanted, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, source)
-    model.load_state_dict({key: _stored(tensor, dtype) for key, tensor in tensors.items()}, strict=True, assign=True)
+    given = {key: _stored(key, tensor, dtype) for key, tensor in tensors.items()}
+    model.load_state_dict(given, strict=True, assign=True)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # a non-persistent buffer is derived, e.g. SigLIP's position ids
             parent, _, key = name.rpartition(".")
@@ -165,6 +166,7 @@ def _derived(key: str, buffer: torch.Tensor) -> torch.Tensor:
     raise AssertionError(f"the buffer {key!r} is neither stored nor known how to derive")
 
 
-def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    tensor = tensor.detach()
+def _stored(key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A router stays float32 whatever the rest is: with rounded weights it would take other ways."""
+    tensor, dtype = tensor.detach(), torch.float32 if key.startswith("router.") else dtype
     return tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()

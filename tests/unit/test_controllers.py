@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lithe import registry, surgery
+from lithe.families._flow_family import pad
 from lithe.families.base import Family
 from lithe.routers._continuity import Continuity, Guidance, changes
 from lithe.routers.base import Sizes
@@ -411,6 +412,31 @@ def test_a_doubted_chunk_is_computed_once_more_and_by_every_layer(monkeypatch):
     decide(runtime.model.router)
     runtime.answer(batch, noise)
     assert len(passes) == 3, "a pass through all layers was done again"
+
+
+@every_family
+def test_smoothness_is_that_of_the_movement_where_actions_are_relative(family, monkeypatch):
+    """A robot that stands still at another place each time would move abruptly if chunks counted from one origin."""
+    name, settings = family
+    model = fresh(name, {**settings, "action_dim": 4, "state_dim": 4, "relative": (True, False, True, False)})
+    runtime, seen = session(model, k=3)
+
+    def chunk(self: Eager, batch: Any, *_: Any) -> Tensor:
+        """Along one line through the robot's own space, whatever the state."""
+        self.taken.append(Route.full(DEPTH))
+        steps = torch.arange(self.spec.horizon)[:, None] + self.spec.replan * self.memory.chunks
+        asked_HA = (0.01 * steps * torch.ones(4)).numpy() - batch.origin_BA.numpy()
+        made = torch.from_numpy(self.model.normalizer.encode("action", asked_HA))
+        return pad(made, self.model.config.width_action)[None]
+
+    monkeypatch.setattr(Eager, "chunk", chunk)
+    for observation in seen:
+        runtime.infer(observation)
+    ends = runtime.model.normalizer.encode("action", np.array([[0.0] * 4, [0.01] * 4]))
+    length = np.linalg.norm(ends[1] - ends[0])
+    assert np.ptp([o["observation.state"][0] for o in seen]) > 0.5, "the robot stood still"
+    assert runtime.memory.level == pytest.approx(-length, rel=1e-3)
+    assert runtime.memory.lengths == pytest.approx([length] * 2, rel=1e-3)
 
 
 def test_reset_clears_the_memory_and_sessions_do_not_meet():

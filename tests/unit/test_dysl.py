@@ -190,6 +190,8 @@ def test_without_a_split_only_the_last_layer_is_static():
     [
         {"split": False},
         {"one_stage": True, "jump": "always"},
+        {"jump": "always", "skip": 0.1},
+        {"jump": "random", "rate": 0.5, "first": 0.4},
         {"jump": "random"},
         {"rate": 0.5},
         {"rule": "symmetric", "pre_skip": False},

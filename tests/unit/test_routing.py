@@ -311,6 +311,8 @@ def test_straight_through_has_the_values_of_one_and_the_gradient_of_the_other():
 KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("star", {"keep": 2, "width": 8}),
     ("exits", {"exits": (2,), "shares": (1.0, 1.0), "reference": 1, "action_dim": 4}),
+    ("gates", {"width": 8}),
+    ("controllers", {"static": (2,), "rank": 2, "hidden": 3}),
 )
 
 
@@ -338,6 +340,24 @@ def test_a_router_is_data(kind, settings):
     torch.manual_seed(11)
     installed(kind, settings)
     assert torch.equal(torch.rand(1), expected), "making a router uses up others' luck"
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_router_is_not_rounded_where_the_model_is(kind, settings, tmp_path):
+    """Cast in memory, stored in half the bytes, loaded so: the weights that decide stay what they were."""
+    student = installed(kind, settings)
+    with torch.no_grad():
+        for parameter in student.router.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    expected = {key: tensor.clone() for key, tensor in student.router.state_dict().items()}
+    checkpoint.save(student, tmp_path / "small", torch.bfloat16)
+    loaded: Any = checkpoint.load(tmp_path / "small", torch.bfloat16)
+    for model in (loaded, student.to(torch.bfloat16)):
+        assert model.embed.weight.dtype == torch.bfloat16
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in model.router.state_dict().items())
+        told: list[Route] = []
+        model.act(model.example(1), model.noise(1, torch.Generator().manual_seed(0)), told=told.append)
+        assert len(told) == 1
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS, ids=lambda x: x if isinstance(x, str) else "")

@@ -147,6 +147,14 @@ class FlowFamily(Family):
         made = torch.from_numpy(self._fitted().decode("action", real))
         return made if batch.origin_BA is None else made + batch.origin_BA.cpu()[:, None]
 
+    def path(self, actions_BHA: Tensor, batch: Batch) -> Tensor:
+        made = super().path(actions_BHA, batch)
+        if batch.origin_BA is None:
+            return made
+        origin_BA, encode = batch.origin_BA.cpu().numpy(), self._fitted().encode
+        moved_BA = encode("action", origin_BA) - encode("action", np.zeros_like(origin_BA))  # all maps are affine
+        return made + torch.from_numpy(moved_BA).to(made)[:, None]
+
     def numbers(self, samples: dict[str, Any]) -> dict[str, Any]:
         """The fields of a Batch that are neither seen nor read: state, actions, and what actions count from."""
         c, normalizer, actions, origin = self.config, self._fitted(), samples.get("action"), None

@@ -78,6 +78,11 @@ class Family(nn.Module, ABC):
     def actions(self, actions_BHA: Tensor, batch: Batch) -> Tensor:
         """Model outputs back to the robot's units, real dimensions only. batch: what they answer to."""
 
+    def path(self, actions_BHA: Tensor, batch: Batch) -> Tensor:
+        """Model outputs without padded dimensions, in model units from one origin: chunks that follow each other are
+        one movement. A family whose chunks count from where the robot stands adds that."""
+        return actions_BHA[..., : self.spec.action_dim]
+
     @abstractmethod
     def example(self, batch: int = 2, generator: torch.Generator | None = None) -> Batch:
         """Random valid inputs."""

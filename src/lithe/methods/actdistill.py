@@ -16,7 +16,8 @@ budget counts layers that run (`budget_on`), because gates that all wait just be
 and run nothing; it grows over a warm-up. In flow policies the tokens are the prefix's, and a skipped layer's capsule is
 that of its input. No layer reads the stream behind the last one there, but the paper's weights omega count it most; it
 is a capsule like all others, and what `features: final` compares. Not here: `released` gates that scale the stream, and
-annealed ones. The paper freezes the vision tower: set `train.freeze: [vision.]`.
+annealed ones. The router's last layer begins at 0 and `start`, not at N(0, .02), so that every layer runs at first.
+Guessed too: `heads_share` and `heads_lr`. The paper freezes the vision tower: set `train.freeze: [vision.]`.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from lithe.types import Out, Route, Tap
 STREAMS = ("prefix", "suffix")
 MOST = 30  # the router may have one parameter for so many of the policy's
 RANK, HIDDEN = 128, 104  # those that fit what is known of the paper's 14 M parameters at width 2048
+LEARNED = ("task", "velocity", "hidden", "skip", "positions", "threshold", "first")  # what only controllers need
 CALLS = 8  # chunks of a demonstration that eta is estimated from, after those that fill the window
 
 
@@ -144,10 +145,14 @@ class Dysl(Method):
 
     def _check(self) -> None:
         """Raises ValueError for knobs that contradict, or would ignore, each other."""
+        told = [name for name in LEARNED if getattr(self, name) != getattr(type(self), name)]
         prior = self.rule != "ceiling" or self.dead_zone or self.printed_sign
         wrong = {
             "method.static, or method.split: false, not both": self.static and not self.split,
             "method.one_stage trains controllers; method.jump has none": self.one_stage and self.jump != "learned",
+            f"method.jump: {self.jump} trains no controllers, and nothing reads {' and '.join(told)}": (
+                told and self.jump != "learned"
+            ),
             "method.rule, dead_zone and printed_sign need method.pre_skip": prior and not self.pre_skip,
             "method.cooldown needs method.post_skip": self.cooldown and not self.post_skip,
             "method.clip is for tokens that are weighed together": self.clip and self.tokens == "each",

@@ -78,6 +78,15 @@ class Router(nn.Module, ABC):
         super().__init__()
         self.sizes = sizes
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Moves with the model, but stays float32 when that is cast: rounded weights would take other ways."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
+
     def memory(self) -> Memory | None:
         """A fresh memory, for a router that has one."""
         return None

@@ -12,7 +12,6 @@ layers. Shape legend: types.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -72,15 +71,6 @@ class Gates(Router):
     def work(self, route: Route, parts: Parts) -> dict[str, Work]:
         mapped = Work.of(self.seen, parts.prefix) + Work.of(self.words, parts.prefix)
         return {"prefix": mapped + Work.of(self.gate, 1)}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gates:
-        """Moves with the model, but stays float32 when that is cast: rounded weights would take other ways."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
-
-        return super()._apply(moved, recurse)
 
 
 def check(start: float, threshold: float) -> None:

@@ -62,10 +62,10 @@ class Runtime(ABC):
         if self.memory is None:
             return chunk
         shortened = not all(self.taken[-1].run)  # a pass through every layer would only be repeated
-        if shortened and self.memory.doubts(self._executed(chunk)):
+        if shortened and self.memory.doubts(self._executed(chunk, batch)):
             self.repeated += 1
             chunk = self.chunk(batch, noise_BHA, trace, Route.full(self.model.depth()))
-        self.memory.note(self._executed(chunk))
+        self.memory.note(self._executed(chunk, batch))
         return chunk
 
     @property
@@ -85,9 +85,9 @@ class Runtime(ABC):
         ran = [sum(run[i] for run in runs) for i in range(depth)]
         return {"passes": len(runs), "repeated": self.repeated, "ran": ran, "counts": counts}
 
-    def _executed(self, chunk_BHA: Tensor) -> np.ndarray:
-        """The actions that a robot executes before it asks again, without padded dimensions."""
-        return chunk_BHA[0, : self.replan, : self.spec.action_dim].float().cpu().numpy()
+    def _executed(self, chunk_BHA: Tensor, batch: Batch) -> np.ndarray:
+        """The actions that a robot executes before it asks again, on one scale for the whole episode."""
+        return self.model.path(chunk_BHA.float(), batch)[0, : self.replan].cpu().numpy()
 
     @abstractmethod
     def chunk(
