@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv first; nothing has to be installed by hand.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format tables docs clean
+.PHONY: help setup demo test check format tables docs gpu clean
 PYTHON := .venv/bin/python
 # Two workers on two cores; more than four would spend their time importing torch.
 WORKERS := --numprocesses=logical --maxprocesses=4 --dist=worksteal
@@ -33,6 +33,9 @@ tables: setup ## rewrite the tables of README.md from results/, of docs/methods.
 
 docs: setup ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+gpu: ## on an NVIDIA GPU: tests and speed bench into results/<device> (PYTHON=python3 with torch)
+	@PYTHON="$(if $(filter $(origin PYTHON),file),python3,$(PYTHON))" scripts/gpu.sh $(ARGS)
 
 clean: ## remove the environment, caches and build products
 	rm -rf .venv .uv site build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
