@@ -59,6 +59,7 @@ class PackedModel(ABC):
 
     pieces: dict[str, Callable[..., Any]]  # pure functions of tensors that a runtime may replace
     behind_text: ClassVar[int] = 0  # prefix tokens behind the words
+    by_prefix: ClassVar[tuple[str, ...]] = ("trunk", "trunk_keys")  # attributes with the layers that prefix tokens meet
 
     def __init__(self, model: Any, steps: int | None):
         check_dtype(t for name, t in model.named_parameters() if not name.startswith("router."))
@@ -217,11 +218,31 @@ class PackedModel(ABC):
     def velocity(self, h: Tensor, step: int) -> Tensor:
         """What the stream behind the last layer says, [1, H, A]."""
 
+    def replace_matrices(self, change: Callable[[Tensor, int], Any]) -> None:
+        """Give every matrix of the vision, trunk and expert layers, and how many tokens meet it, to `change`; what it
+        returns stands in its place where `F.linear` takes a weight."""
+        size = self.tower.size
+        patches, prefix = (size.image // size.patch) ** 2, self.views * size.tokens + self.config.text
+        self.tower.layers = _matrices(self.tower.layers, lambda w: change(w, self.views * patches))
+        for name in self.by_prefix:
+            setattr(self, name, _matrices(getattr(self, name), lambda w: change(w, prefix)))
+        self.expert: list[Any] = _matrices(self.expert, lambda w: change(w, self.config.horizon))
+
     def embedded_time(self, step: int) -> Tensor:
         """The flow time of a step as the family embeds it, [1, width]."""
         c, now = self.config, 1.0 + step * (-1.0 / self.steps)
         time = torch.full((1,), now, dtype=torch.float32, device=self.device)
         return _flow.time_embedding(time, c.expert.width, c.shortest_period, c.longest_period).to(self.dtype)
+
+
+def _matrices(part: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same lists and tuples with every matrix in them changed, and vectors left alone."""
+    if isinstance(part, Tensor):
+        return change(part) if part.dim() == 2 else part
+    if isinstance(part, (list, tuple)):
+        made = [_matrices(inner, change) for inner in part]
+        return made if isinstance(part, list) else tuple(made) if type(part) is tuple else type(part)(*made)
+    return part
 
 
 def _sized(x_BT: Tensor, size: int, longest: int) -> Tensor:

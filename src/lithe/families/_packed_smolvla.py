@@ -48,6 +48,7 @@ class PackedSmolVLA(PackedModel):
     """Made by `SmolVLA.packed`. Raises ValueError for a policy of several dtypes, or of one that is not supported."""
 
     behind_text: ClassVar[int] = 1  # the state
+    by_prefix: ClassVar[tuple[str, ...]] = ("trunk", "trunk_keys", "again")
 
     @torch.no_grad()
     def __init__(self, model: Any, steps: int | None):
