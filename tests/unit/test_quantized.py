@@ -101,10 +101,11 @@ def test_a_timing_tells_the_faster_one(monkeypatch):
     """The clock is pretended: 3 ms for the whole matrix, 2 ms in 8 bits."""
     weight = torch.randn(8, 8)
     clock = {False: 3.0, True: 2.0}
-    clocked = lambda call: clock[any(isinstance(c.cell_contents, Int8) for c in call.__closure__)]  # noqa: E731
+
+    def clocked(call: Any) -> float:
+        return clock[any(isinstance(cell.cell_contents, Int8) for cell in call.__closure__)]
+
     monkeypatch.setattr(_int8, "wall_ms", clocked)
-        _int8, "wall_ms", lambda call: clock[any(isinstance(c.cell_contents, Int8) for c in call.__closure__)]
-    )
     assert _int8.Choice(False)._timed(weight, Int8(weight), 4) == 1.5
 
 
