@@ -111,8 +111,40 @@ def eval_(
     processes: Annotated[int | None, typer.Option(help="Default: one a core.")] = None,
     videos: Annotated[int, typer.Option(help="Record this many episodes a task and policy.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the ledger; the same command resumes.")] = Path("runs/eval"),
+    against: Annotated[
+        str | None,
+        typer.Option(help="Policy the others are paired with; default: the first, in real time at its least."),
+    ] = None,
+    realtime: Annotated[
+        str | None,
+        typer.Option(
+            "--realtime",
+            "--execution",
+            help="Let the simulator go on while the policy thinks. sync: the robot stands still meanwhile; async: it "
+            "executes the rest of its old actions; rtc: the same, and new actions go on where the old ones lead.",
+        ),
+    ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="How long they think, in ms: 120, or 0,50,100 for a curve, or teacher=120,student=50, or a Result of "
+            "lithe bench, runs/bench.json, for what each took there."
+        ),
+    ] = None,
+    moving: Annotated[
+        str | None,
+        typer.Option(help="Move the target in every episode, by a jump or a drift, and tell how fast policies react."),
+    ] = None,
 ) -> None:
-    """Act in closed loop and compare policies on the same initial states."""
+    """Act in closed loop and compare policies on the same initial states.
+
+    Without --realtime the simulator waits for the policy, however slow it is. With it, a latency becomes whole control
+    steps: nothing is timed, and the outcome is the same on every machine. A policy is evaluated once for each latency,
+    as teacher@50ms.
+
+    Example: `lithe eval teacher=zoo/pi05-mini-metaworld student=runs/l4/student --realtime async --latency 0,25,50,75
+    --moving jump` draws what latency costs when something moves; `lithe report` makes the curves of it.
+    """
     from lithe.evaluate import evaluate, table
 
     names, folders = _named(policies)
@@ -128,6 +160,10 @@ def eval_(
         steps=steps,
         replan=replan,
         names=names,
+        against=against,
+        execution=realtime,
+        latency=latency,
+        sim_options={"moving": moving} if moving else None,
     )
     _finish(document, table(document), out / "eval.json")
 

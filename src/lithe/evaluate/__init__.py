@@ -4,7 +4,7 @@ Episode e of a task starts from (task, seed + e) and draws the policy's noise fr
 compared pair by pair. An episode is a pure function of the policy's weights, its task, its seed and the settings:
 neither the number of processes nor their order, a crash or a resumed run changes a bit of its record. Finished episodes
 go to `out/ledger.jsonl` one by one; the same call after a kill plays only what is missing. The intervals are in
-statistics.py, one episode in rollout.py. Not here: latency (`lithe bench`).
+statistics.py, one episode in rollout.py, what lateness means in stream.py. Not here: timing (`lithe bench`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lithe import registry, result
-from lithe.evaluate import crew, entrants
+from lithe.evaluate import crew, entrants, reaction, realtime
 from lithe.evaluate.ledger import Ledger
-from lithe.evaluate.outcome import INTERVALS, JERK_UNIT, rows, table
+from lithe.evaluate.outcome import INTERVALS, JERK_UNIT, REACTION_INTERVAL, in_real_time, rows, table
 from lithe.evaluate.rollout import Job, Player, Setup, filmstrip
 from lithe.registry import suggestion
 
@@ -51,6 +51,8 @@ def evaluate(
     names: Sequence[str] | None = None,
     instructions: dict[str, str] | None = None,
     timeout: float = 900.0,
+    execution: str | None = None,
+    latency: realtime.Latency | None = None,
 ) -> dict[str, Any]:
     """Plays `episodes` episodes of every task with every policy and returns the Result.
 
@@ -62,12 +64,15 @@ def evaluate(
     steps; replan: actions executed of each chunk; None = the policy's own. against: the policy that the others are
     paired with, default the first. instructions: task -> sentence given to the policies in place of the sim's. timeout:
     seconds after which an episode counts as hung; like one whose process died it is played again, at most three times.
-    Guard a script that calls this with `if __name__ == "__main__":`, as processes are spawned.
 
-    A row: {policy, success {rate, n, low, high}, paired {against, difference, low, high, n, same_start, steps},
-    steps_to_success and jerk {median, mean, n, low, high}, tasks {task: the same without "policy"}}. same_start counts
-    pairs whose first observations were bit-identical; paired.steps is the median difference of steps-to-success over
-    episodes that both solved. Absent means not measured: no success, or too few episodes for a 95 % interval.
+    execution and latency: None = the simulator waits for the policy. Else it goes on while the policy thinks, for
+    ceil(latency * control rate) steps: "sync", "async" or "rtc" (realtime.EXECUTIONS) say what the robot does then.
+    latency: milliseconds; several, as numbers, "0,50,100" or {policy: ms}, or the path of a Result of `lithe bench`,
+    which adds each policy's own. A policy becomes one of its own at each, called teacher@50ms. With
+    sim_options={"moving": ...} something moves in every episode, and rows tell how fast the policies react to it.
+
+    Guard a script that calls this with `if __name__ == "__main__":`, as processes are spawned. What a row holds is said
+    in outcome.py. Absent means not measured: no success, or too few episodes for a 95 % interval.
 
     Raises ValueError, in one sentence, for settings that cannot work, a policy that does not fit the sim, non-finite
     actions, a damaged ledger or one of other settings, and an episode that lost its process too often.
@@ -75,6 +80,8 @@ def evaluate(
     cls: Any = registry.get("sims", sim)
     plan = _Plan(tuple(tasks if tasks is not None else cls.default_tasks()), episodes, seed, videos)
     plan.check(cls, out, instructions or {})
+    cls.check_moving((sim_options or {}).get("moving"), plan.tasks)
+    realtime.check(execution, latency)
     terms: dict[str, Any] = {
         "sim": sim,
         "sim_options": sim_options or {},
@@ -88,27 +95,34 @@ def evaluate(
     _check_positive(horizon=horizon, steps=steps, replan=replan, processes=processes, timeout=timeout)
     registry.get("runtimes", runtime)
     folders = entrants.folders(policies, names)
+    timed, sources = realtime.timings(latency, list(folders), cls.fps) if latency is not None else ({}, [])
+    if execution is not None:  # in real time a policy takes part once for each latency
+        terms["execution"] = execution
+        folders = {name: folders[timing.policy] for name, timing in timed.items()}
     reference = entrants.reference(against, list(folders))
-    judged = {name: entrants.entrant(name, folder, cls, terms) for name, folder in folders.items()}
+    judged = {name: entrants.entrant(name, folder, cls, terms, timed.get(name)) for name, folder in folders.items()}
     with _home(out) as home, Ledger(home / "ledger.jsonl", terms) as ledger:
         _check_owners(ledger, judged)
-        setup = Setup(
-            {name: str(folder.absolute()) for name, folder in folders.items()},
-            sim,
-            terms["horizon"],
-            sim_options or {},
-            runtime,
-            steps,
-            replan,
-            instructions or {},
-            str(home / "videos"),
-        )
+        played_by = {name: str(folder.absolute()) for name, folder in folders.items()}
+        given = (sim_options or {}, runtime, steps, replan, instructions or {}, str(home / "videos"))
+        delays = {name: timing.delay for name, timing in timed.items()}
+        setup = Setup(played_by, sim, terms["horizon"], *given, execution, delays)
         _play(plan, setup, ledger, judged, processes or os.cpu_count() or 1, timeout)
         found = rows(ledger.records, plan.tasks, plan.seeds, list(folders), reference)
-    del terms["versions"]  # a field of its own in every Result
-    settings = {**asdict(plan), "seeds": [plan.seeds[0], plan.seeds[-1]], **terms, "against": reference}
-    settings |= {"policies": judged, "intervals": INTERVALS, "jerk_unit": JERK_UNIT}
-    return result.make("eval", sim, settings, found)
+    in_real_time(found, timed, cls.fps)
+    settings = {**asdict(plan), "seeds": [plan.seeds[0], plan.seeds[-1]], **_settings(setup, terms, cls.fps, sources)}
+    return result.make("eval", sim, {**settings, "against": reference, "policies": judged}, found)
+
+
+def _settings(setup: Setup, terms: dict[str, Any], fps: float, sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a Result says of how its episodes were played and judged, beside who played which."""
+    told = {key: value for key, value in terms.items() if key != "versions"}  # a field of its own in every Result
+    told |= {"intervals": INTERVALS, "jerk_unit": JERK_UNIT}
+    if setup.execution is not None:
+        told |= {"fps": fps, "latency_from": sources}
+    if setup.sim_options.get("moving"):
+        told |= {"intervals": {**INTERVALS, "reaction": REACTION_INTERVAL}, "reaction": reaction.MEANING}
+    return told
 
 
 @dataclass(frozen=True)

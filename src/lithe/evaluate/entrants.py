@@ -18,6 +18,7 @@ from lithe._disk import sha256
 from lithe.registry import suggestion
 
 if TYPE_CHECKING:
+    from lithe.evaluate.realtime import Timing
     from lithe.families.base import Family
     from lithe.sims.base import Sim
 
@@ -53,8 +54,10 @@ def reference(against: str | None, names: list[str]) -> str:
     return against or names[0]
 
 
-def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> dict[str, Any]:
-    """What the Result says about a policy. Raises ValueError when it cannot act in this sim."""
+def entrant(
+    name: str, folder: Path, sim: type[Sim], terms: dict[str, Any], timing: Timing | None = None
+) -> dict[str, Any]:
+    """What the Result says about a policy. timing: in real time. Raises ValueError when it cannot act in this sim."""
     from lithe import api
 
     model = api.skeleton(folder)
@@ -72,6 +75,11 @@ def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> d
     replan = terms["replan"] or spec.replan
     if replan > spec.horizon:
         raise ValueError(f"replan={replan} is more than the {spec.horizon} actions of a chunk of policy {name!r}")
+    if timing is not None:
+        from lithe.evaluate.realtime import check_policy
+
+        check_policy(model, timing, terms["execution"], replan, terms["runtime"], terms["horizon"])
+        terms = {**terms, "delay": timing.delay}
     policy, beside = _identity(folder, model)
     identity = json.dumps([policy, beside, terms], sort_keys=True)
     facts = {
@@ -82,6 +90,7 @@ def entrant(name: str, folder: Path, sim: type[Sim], terms: dict[str, Any]) -> d
         "chunk": spec.horizon,
         "replan": replan,
         "steps": terms["steps"] or policy["config"].get("steps"),  # denoise steps, of families that denoise
+        **({"delay": timing.delay, "latency_ms": timing.latency_ms} if timing else {}),
     }
     return {key: value for key, value in facts.items() if value is not None}
 

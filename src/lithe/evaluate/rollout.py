@@ -3,7 +3,8 @@
 The record of an episode is a pure function of (policy, task, seed, setup): the initial state comes from (task, seed),
 the policy's noise stream from the same two and nothing else, so that every policy meets the same luck. Images are
 rendered only when a new chunk is asked for. `start` and `actions` are digests of the first observation and of every
-executed action: equal records mean bit-identical episodes. No timers: latency is measured elsewhere.
+executed action: equal records mean bit-identical episodes. What the robot does while its policy thinks is in stream.py.
+No timers: latency is measured elsewhere.
 Shape legend: types.py.
 """
 
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lithe import registry
+from lithe.evaluate.reaction import Twin
+from lithe.evaluate.stream import Stream
 from lithe.sims.base import Sim
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class Setup:
     replan: int | None = None  # actions executed of each chunk; None = the policy's own
     instructions: dict[str, str] = field(default_factory=dict)  # task -> sentence in place of the sim's
     videos: str = ""  # folder
+    execution: str | None = None  # None: the simulator waits for the policy
+    delays: dict[str, int] = field(default_factory=dict)  # control steps that each policy thinks
 
     def video(self, job: Job) -> Path:
         """Where the video of an episode goes."""
@@ -72,7 +77,8 @@ class Player:
         attach: Any = registry.get("runtimes", setup.runtime)
         sim: Any = registry.get("sims", setup.sim)
         self.setup = setup
-        self.policies = {name: attach(api.load(path), steps=setup.steps) for name, path in setup.policies.items()}
+        loaded = {path: attach(api.load(path), steps=setup.steps) for path in dict.fromkeys(setup.policies.values())}
+        self.policies: dict[str, Runtime] = {name: loaded[path] for name, path in setup.policies.items()}
         for policy in self.policies.values():
             policy.replan = setup.replan or policy.replan
         self.sim: Sim = sim(**setup.sim_options)
@@ -86,44 +92,79 @@ class Player:
             return self.play(job, watch)
 
     def play(self, job: Job, watch: Watch = lambda step, over: None) -> dict[str, Any]:
-        """{policy, task, seed, success, steps, jerk, inferences, start, actions} and, of a routed policy, layers.
+        """{policy, task, seed, success, steps, jerk, inferences, start, actions} and, of a routed policy, layers; in
+        real time held; where something moves event and reaction.
 
-        watch: before the first and after each step. steps: executed until success, or the horizon. Raises ValueError
-        for a chunk that is none.
+        watch: before the first and after each step. steps: executed until success, or the horizon. held: steps without
+        an action of the policy. event: steps before something moved; reaction: steps from there. Raises ValueError for
+        a chunk that is none.
         """
-        sim, policy, horizon = self.sim, self.policies[job.policy], self.setup.horizon
-        sim.reset(job.task, job.seed)
-        policy.reset(noise_seed(sim.noise_key, job.seed))
-        start, executed, inferences = _digest_observation(sim.observe()), [], 0
+        sim, stream = self.sim, self._begin(job)
+        start, executed, event = _digest_observation(sim.observe()), list[np.ndarray](), sim.event
         watch(0, sim.over)
-        while not sim.over and len(executed) < horizon:
-            for action_A in self._chunk(policy, job)[: horizon - len(executed)]:
-                executed.append(action_A)
-                sim.step(action_A)
-                watch(len(executed), sim.over or len(executed) == horizon)
-                if sim.over:
-                    break
-            inferences += 1
+        while not sim.over and len(executed) < self.setup.horizon:
+            executed.append(stream.next())
+            sim.step(executed[-1])
+            watch(len(executed), sim.over or len(executed) == self.setup.horizon)
         actions_TA = np.array(executed, np.float32).reshape(-1, sim.action_dim)
-        return {
+        policy = self.policies[job.policy]
+        record = {
             "policy": job.policy,
             "task": job.task,
             "seed": job.seed,
             "success": bool(sim.success),
             "steps": len(executed),
             "jerk": jerk(actions_TA),
-            "inferences": inferences,
+            "inferences": stream.asked,
             "start": start,
             "actions": _digest(actions_TA.tobytes()),
             **({"layers": policy.layers()} if policy.routed else {}),
+            **({"held": stream.held} if self.setup.execution else {}),
         }
+        if sim.moving is not None:
+            moved = event is not None and event < len(executed)
+            record |= {"event": event if moved else None, "reaction": self._reaction(job, executed) if moved else None}
+        return record
 
-    def _chunk(self, policy: Runtime, job: Job) -> np.ndarray:
-        """The actions [replan, A] to execute next, within the sim's limits. Not-a-number is an error, never clipped."""
+    def _begin(self, job: Job) -> Stream:
+        """Puts the sim and the policy at the beginning of an episode."""
+        sim, policy, execution = self.sim, self.policies[job.policy], self.setup.execution
+        sim.reset(job.task, job.seed)
+        policy.reset(noise_seed(sim.noise_key, job.seed))
+        replan, delay = self.setup.replan or policy.spec.replan, self.setup.delays.get(job.policy, 0)
+        goes_on = delay if execution == "rtc" else None
+
+        def ask(left_TA: np.ndarray | None) -> np.ndarray:
+            return self._chunk(policy, job, replan, left_TA, goes_on)
+
+        return Stream(ask, sim.hold, replan, delay, stands=execution == "sync")
+
+    def _reaction(self, job: Job, executed: list[np.ndarray]) -> int | None:
+        """Plays the same episode with nothing moving, as far as it has to."""
+        sim, moving, event = self.sim, self.sim.moving, self.sim.event
+        assert event is not None
+        sim.moving = None
+        try:
+            stream, twin = self._begin(job), Twin(executed, event, lambda: str(job))
+            while not sim.over and twin.goes_on(action_A := stream.next()):
+                sim.step(action_A)
+        finally:
+            sim.moving = moving
+        return twin.reaction
+
+    def _chunk(
+        self, policy: Runtime, job: Job, replan: int, left_TA: np.ndarray | None, delay: int | None
+    ) -> np.ndarray:
+        """The actions [H, A] that answer to what is seen now, within the sim's limits. Not-a-number is an error, never
+        clipped. delay: as many of the last chunk's actions are executed meanwhile; None where it does not matter."""
         observation: dict[str, Any] = self.sim.observe()
         observation["task"] = self.setup.instructions.get(job.task, observation["task"])
-        chunk_HA = policy.infer(observation)
-        replan = self.setup.replan or policy.spec.replan
+        if left_TA is None or delay is None:
+            chunk_HA = policy.infer(observation)
+        else:
+            from lithe.evaluate.chunking import steered
+
+            chunk_HA = steered(policy, observation, left_TA, delay)
         if chunk_HA.ndim != 2 or chunk_HA.shape[1] != self.sim.action_dim or len(chunk_HA) < replan:
             raise ValueError(
                 f"{job}: the policy answered with shape {chunk_HA.shape}, needed are at least {replan} actions of "
@@ -133,7 +174,7 @@ class Player:
             raise ValueError(
                 f"{job}: the policy answered with non-finite actions; check its training and normalisation statistics"
             )
-        return np.clip(chunk_HA[:replan], *self.sim.limits)
+        return np.clip(chunk_HA, *self.sim.limits)
 
 
 def noise_seed(task: str, seed: int) -> int:

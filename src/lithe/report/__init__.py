@@ -1,9 +1,9 @@
 """`lithe report`: Results, run folders and film strips put together into one self-contained HTML page.
 
-A headline in words, made from the Results; then success, speed, the two against each other, what was cut, which
-layers ran, how alike they are and how they score, training, film strips, and where every number comes from. Sections
-appear for what was given. No script, no network, light and dark, wide and narrow, on paper. The bricks are in page.py,
-the drawings in figures.py, the style in page.css. Nothing is measured here and nothing is typed in.
+A headline in words, made from the Results; then success, speed, the two against each other, reaction, what was cut,
+which layers ran, how alike they are and how they score, training, film strips, and where every number comes from.
+Sections appear for what was given. No script, no network, light and dark, wide and narrow, on paper. The bricks are in
+page.py, the drawings in figures.py, the style in page.css. Nothing is measured here and nothing is typed in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lithe.report import anatomy, importance, routes, speed, success, training
+from lithe.report import anatomy, importance, reaction, routes, speed, success, training
 from lithe.report.films import films
 from lithe.report.material import Material, gather
 from lithe.report.page import Html, details, page, section, table, tag
@@ -40,6 +40,7 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
         ("Success", success.success(material)),
         ("Speed", speed.speed(material)),
         ("Success against time", speed.pareto(material)),
+        ("Reaction", reaction.reaction(material)),
         ("What was cut", anatomy.cut(material)),
         ("Layers that ran", routes.routes(material)),
         ("Layers over denoise time", anatomy.similarity(material)),
@@ -48,7 +49,10 @@ def report(results: Sequence[str | Path], out: str | Path, title: str = "lithe r
         ("Film strips", films(material)),
         ("Provenance", provenance(material)),
     ]
-    lead = [*verdict(material), *([glance] if (glance := success.glance(material)) else [])]
+    if material.of("eval") or material.of("bench") or not material.realtime():
+        lead = [*verdict(material), *([glance] if (glance := success.glance(material)) else [])]
+    else:
+        lead = reaction.lead(material)
     text = page(title, lead, [section(name, *parts) for name, parts in sections if parts])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text.encode("utf-8", "replace"))

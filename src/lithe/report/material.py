@@ -7,7 +7,7 @@ inputs. A run folder counts as the policy that an evaluation played with its wei
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,22 @@ class Material:
     strips: list[Strip] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The Results of one kind."""
-        return [source.document for source in self.sources if source.document["kind"] == kind]
+        """The Results of one kind; evaluations only where the simulator waited for the policy."""
+        found = [source.document for source in self.sources if source.document["kind"] == kind]
+        return [document for document in found if not in_real_time(document)]
+
+    def realtime(self) -> list[dict[str, Any]]:
+        """Evaluations in which the simulator went on while the policy thought."""
+        return [source.document for source in self.sources if in_real_time(source.document)]
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """All evaluations, in the order they were given."""
+        return [source.document for source in self.sources if source.document["kind"] == "eval"]
 
     def names(self) -> list[str]:
-        """Every policy that is told apart by colour."""
+        """Every policy that is told apart by colour, whatever its latency."""
         found = [name for document in self.of("eval") + self.of("bench") for name in policies(document)]
+        found += [base(row) for document in self.realtime() for row in by_policy(document).values()]
         found += [strip.policy for strip in self.strips] + [training.name for training in self.trainings]
         return list(dict.fromkeys(found))
 
@@ -102,6 +112,16 @@ def by_policy(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of a Result by their policy, the reference first."""
     rows = {str(row["policy"]): row for row in document["rows"] if "policy" in row}
     return {name: rows[name] for name in policies(document)}
+
+
+def in_real_time(document: dict[str, Any]) -> bool:
+    """Whether rows are policies at a latency."""
+    return document["kind"] == "eval" and any("realtime" in row for row in document["rows"])
+
+
+def base(row: Mapping[str, Any]) -> str:
+    """The policy of a row, without its latency."""
+    return str(row.get("realtime", {}).get("policy", row["policy"]))
 
 
 def _result(path: Path) -> Source:
@@ -163,9 +183,10 @@ def _find_strips(material: Material) -> None:
 
 def _recognise(material: Material) -> None:
     """Gives a run the name under which its weights were evaluated."""
+    bases = {name: base(row) for document in material.evaluations() for name, row in by_policy(document).items()}
     names = {
-        entrant["weights"]: name
-        for document in material.of("eval")
+        entrant["weights"]: bases.get(name, name)
+        for document in material.evaluations()
         for name, entrant in document.get("settings", {}).get("policies", {}).items()
         if "weights" in entrant
     }

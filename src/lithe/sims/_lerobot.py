@@ -93,6 +93,10 @@ class LeRobotSim(Sim):
             found[f"observation.images.{camera}"] = np.rint(picture * 255).astype(np.uint8, order="C")
         return {**found, "observation.state": seen["observation.state"][0].numpy(), "task": seen["task"][0]}
 
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        """Of robots whose actions are places: where it was sent last, at the beginning where it is."""
+        return np.asarray(self.observe()["observation.state"] if last_A is None else last_A, np.float32)
+
     def render(self, camera: str, size: int) -> np.ndarray:
         from PIL import Image
 

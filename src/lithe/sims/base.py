@@ -3,13 +3,14 @@
 The rule everything else rests on: `(task, seed)` names one initial state, bit for bit, in every process and whether
 the object is new or has played before. Paired comparisons of teacher and student are built on it.
 Rendering happens in `observe` and `render` only, so the steps inside an action chunk stay cheap.
+A sim with `motions` can be made with moving=<one of them>: something then moves by itself, by (task, seed).
 Sims know numpy and their own engine, never torch. Shapes: A action, S state, H height, W width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -28,9 +29,12 @@ class Sim(ABC):
     cameras: ClassVar[tuple[str, ...]]
     horizon: ClassVar[int]  # steps after which an episode without success counts as failed
     limits: ClassVar[tuple[float, float]] = (-1.0, 1.0)  # actions are clipped to these
+    motions: ClassVar[dict[str, int]] = {}  # how something can move by itself -> steps that this takes
 
     size: int  # observed images are size x size
     task: str = ""  # set by `reset`
+    moving: str | None = None  # one of `motions`; what `reset` finds here goes for the episode
+    event: int | None = None  # set by `reset`: steps after which something moves in this episode
 
     @abstractmethod
     def __init__(self, size: int = 64) -> None:
@@ -45,6 +49,11 @@ class Sim(ABC):
     def default_tasks(cls) -> tuple[str, ...]:
         """The tasks a teacher is trained and judged on when nothing is chosen."""
         return cls.tasks()
+
+    @classmethod
+    def movable(cls) -> tuple[str, ...]:
+        """The tasks in which something can move by itself and that stay solvable when it does."""
+        return ()
 
     @classmethod
     @abstractmethod
@@ -86,6 +95,11 @@ class Sim(ABC):
         """A scripted policy: call it for the clean action [A] at the present state. Not every sim has one."""
         raise ValueError(f"{self.name} has no scripted expert for {task!r}; bring demonstrations of your own")
 
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        """The action [A] with which the robot stands still where it is, as its fingers are. last_A: the action executed
+        before, None at the beginning of an episode. ValueError where the sim does not know."""
+        raise ValueError(f"{self.name} does not say how its robot stands still: give its class `hold`, or no latency")
+
     def close(self) -> None:
         """Frees the renderer; the object may not be used afterwards."""
 
@@ -96,6 +110,18 @@ class Sim(ABC):
             hint = suggestion(task, cls.tasks())
             raise ValueError(f"{cls.name} has no task {task!r}{hint}; `lithe list` names all {len(cls.tasks())}")
         return task
+
+    @classmethod
+    def check_moving(cls, moving: str | None, tasks: Sequence[str]) -> None:
+        """ValueError when something shall move in a way, or in a task, in which nothing can."""
+        if moving is None:
+            return
+        if moving not in cls.motions:
+            ways = f"choose from {', '.join(cls.motions)}" if cls.motions else "nothing can move by itself in it"
+            raise ValueError(f"{cls.name} has no moving={moving!r}{suggestion(str(moving), list(cls.motions))}; {ways}")
+        for task in tasks:
+            if task not in cls.movable():
+                raise ValueError(f"nothing can move in {task!r}; tasks that can be moved: {', '.join(cls.movable())}")
 
     def check_camera(self, camera: str) -> str:
         """`camera` itself, or a ValueError with a suggestion."""

@@ -1,7 +1,8 @@
 """A toy benchmark of numpy only, milliseconds per episode, for tests and for trying out the whole loop without MuJoCo.
 
 A white hand moves in the unit cube. The tasks differ only in which of three coloured blocks it must touch, and the
-scene of a seed is the same for all of them: without reading the sentence nobody can do better than chance.
+scene of a seed is the same for all of them: without reading the sentence nobody can do better than chance. With
+`moving` the wanted block leaves its corner for the free one before the hand can have reached it.
 Shapes: see sims/base.py.
 """
 
@@ -12,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lithe.sims._moving import Motion, dice
 from lithe.sims.base import Sim
 
 COLOURS = {"reach-red": (220, 40, 40), "reach-green": (40, 200, 40), "reach-blue": (40, 80, 220)}
@@ -30,11 +32,16 @@ class FakeSim(Sim):
     state_dim: ClassVar[int] = 4
     cameras: ClassVar[tuple[str, ...]] = ("front", "wrist")
     horizon: ClassVar[int] = 40
+    motions: ClassVar[dict[str, int]] = {"jump": 1, "drift": 12}
 
-    def __init__(self, size: int = 32) -> None:
+    def __init__(self, size: int = 32, moving: str | None = None) -> None:
         if size < 8:
             raise ValueError(f"image size must be at least 8 pixels, got {size}")
-        self.size = size
+        self.check_moving(moving, ())
+        self.size, self.moving = size, moving
+        self._step = 0
+        self._motion: Motion | None = None
+        self._start_S: np.ndarray = np.zeros(3)  # of the block that moves
         self._hand_S: np.ndarray = np.zeros(4)
         self._blocks: dict[str, np.ndarray] = {}
         self._success = False
@@ -42,6 +49,10 @@ class FakeSim(Sim):
     @classmethod
     def tasks(cls) -> tuple[str, ...]:
         return tuple(COLOURS)
+
+    @classmethod
+    def movable(cls) -> tuple[str, ...]:
+        return cls.tasks()
 
     @classmethod
     def instruction(cls, task: str) -> str:
@@ -54,16 +65,28 @@ class FakeSim(Sim):
         corners = rng.permutation([[0.2, 0.2], [0.2, 0.8], [0.8, 0.2], [0.8, 0.8]])
         places = [np.append(corners[i] + rng.uniform(-0.1, 0.1, 2), 0.2) for i in range(len(COLOURS))]
         self._blocks = dict(zip(COLOURS, places, strict=True))
+        self._step, self._motion, self._start_S = 0, None, self._blocks[task]
+        if self.moving:
+            dices = dice(task, seed)
+            free = np.append(corners[-1] + dices.uniform(-0.1, 0.1, 2), 0.2)
+            self._motion = Motion(int(dices.integers(1, 4)), self.motions[self.moving], free - self._start_S)
+        self.event = self._motion.begin if self._motion else None
 
     def step(self, action_A: np.ndarray) -> bool:
         self._hand_S = np.clip(self._hand_S + SPEED * self.check_action(action_A), 0.0, 1.0)
         near = np.linalg.norm(self._hand_S[:3] - self._blocks[self.task]) < REACH
         self._success = self._success or bool(near)
+        self._step += 1
+        if self._motion and self._motion.under_way(self._step):
+            self._blocks[self.task] = self._start_S + self._motion.done(self._step)
         return self._success
 
     @property
     def success(self) -> bool:
         return self._success
+
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        return np.zeros(self.action_dim, np.float32)  # every number of an action is a velocity, the gripper's too
 
     def observe(self) -> dict[str, np.ndarray | str]:
         images = {f"observation.images.{camera}": self.render(camera, self.size) for camera in self.cameras}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lithe.sims._lerobot import LeRobotSim
 
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
@@ -41,6 +43,11 @@ class LeRobotLibero(LeRobotSim):
 
     def place(self, env: Any, seed: int) -> None:
         env.init_state_id = seed
+
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        return np.array(
+            [*[0.0] * 6, -1.0 if last_A is None else last_A[6]], np.float32
+        )  # changes of pose; open fingers
 
     @classmethod
     def instruction(cls, task: str) -> str:

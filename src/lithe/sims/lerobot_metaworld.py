@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from lithe.sims._lerobot import LeRobotSim
 from lithe.sims.metaworld import INSTRUCTIONS, MINI_TASKS
 
@@ -36,3 +38,6 @@ class LeRobotMetaWorld(LeRobotSim):
     @classmethod
     def instruction(cls, task: str) -> str:
         return INSTRUCTIONS[cls.check_task(task)]
+
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        return np.array([0.0, 0.0, 0.0, -1.0 if last_A is None else last_A[3]], np.float32)

@@ -6,6 +6,8 @@ Different: a second camera on the wrist (gripperPOV), 64-pixel images, and shado
 which makes a frame ten times cheaper on a CPU: a policy for these pictures is not promised to work on LeRobot's
 480-pixel shadowed ones. The first observation shows the object where it is (see `_settle`). `horizon` is 200 steps, not
 500: the scripted experts need 27-110. Goal markers are visible, as in LeRobot; at 64 pixels most are one pixel.
+With `moving` the furniture of a default task, target included, goes to another of its starting places while the arm is
+on its way to it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lithe.sims._moving import Motion, dice, elsewhere
 from lithe.sims._mujoco import Renderer
 from lithe.sims.base import Sim
 
@@ -33,6 +36,19 @@ MINI_TASKS = (
     "handle-press-v3",
     "coffee-button-v3",
 )
+
+# What moves, by task: a body that is fixed to the world, on which everything else stands, and the marker of its goal.
+FURNITURE = {
+    "drawer-open-v3": ("drawer", "goal"),
+    "drawer-close-v3": ("drawer", "goal"),
+    "window-open-v3": ("window", "goal"),
+    "window-close-v3": ("window", "goal"),
+    "faucet-open-v3": ("faucetBase", "goal_open"),
+    "faucet-close-v3": ("faucetBase", "goal_close"),
+    "handle-press-v3": ("box", ""),  # these two carry their goal
+    "coffee-button-v3": ("coffee_machine", ""),
+}
+EVENTS = (6, 16)  # steps after which it moves: the arm is on its way, the fastest expert is there after 27
 
 INSTRUCTIONS = {
     "assembly-v3": "Pick up a nut and place it onto a peg",
@@ -98,11 +114,15 @@ class MetaWorld(Sim):
     state_dim: ClassVar[int] = 4
     cameras: ClassVar[tuple[str, ...]] = ("corner2", "gripperPOV")
     horizon: ClassVar[int] = 200
+    motions: ClassVar[dict[str, int]] = {"jump": 1, "drift": 40}
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 64, moving: str | None = None) -> None:
         if not 16 <= size <= 480:
             raise ValueError(f"image size must be between 16 and 480 pixels, got {size}")
-        self.size = size
+        self.check_moving(moving, ())
+        self.size, self.moving = size, moving
+        self._step = 0
+        self._motion: Motion | None = None
         self._envs: dict[str, Any] = {}
         self._renderer: Renderer | None = None
         self._raw: np.ndarray = np.zeros(0)
@@ -117,10 +137,15 @@ class MetaWorld(Sim):
         return MINI_TASKS
 
     @classmethod
+    def movable(cls) -> tuple[str, ...]:
+        return tuple(FURNITURE)
+
+    @classmethod
     def instruction(cls, task: str) -> str:
         return INSTRUCTIONS[cls.check_task(task)]
 
     def reset(self, task: str, seed: int) -> None:
+        self.check_moving(self.moving, (task,) if task in INSTRUCTIONS else ())
         env = self._env(task)
         if task != self.task:
             self._free_renderer()
@@ -128,16 +153,26 @@ class MetaWorld(Sim):
         env.seed(seed)
         env.reset(seed=seed)
         self._raw = _settle(env)
+        self._step, self._motion = 0, self._drawn(env, seed) if self.moving else None
+        self.event = self._motion.begin if self._motion else None
 
     def step(self, action_A: np.ndarray) -> bool:
         action_A = self.check_action(action_A)
         self._raw, _, _, _, info = self._envs[self.task].step(action_A)
         self._success = self._success or bool(info["success"])
+        self._step += 1
+        if self._motion and self._motion.under_way(self._step):
+            _shift(self._envs[self.task], self.task, self._motion.done(self._step) - self._motion.done(self._step - 1))
+            self._raw = _settle(self._envs[self.task])
         return self._success
 
     @property
     def success(self) -> bool:
         return self._success
+
+    def hold(self, last_A: np.ndarray | None) -> np.ndarray:
+        # an action moves the hand's target by a little, and closes the fingers with a force
+        return np.array([0.0, 0.0, 0.0, -1.0 if last_A is None else last_A[3]], np.float32)
 
     def observe(self) -> dict[str, np.ndarray | str]:
         images = {f"observation.images.{camera}": self.render(camera, self.size) for camera in self.cameras}
@@ -183,10 +218,30 @@ class MetaWorld(Sim):
             self._envs[task] = env
         return self._envs[task]
 
+    def _drawn(self, env: Any, seed: int) -> Motion:
+        """The motion of this episode: to a place where this task could have begun as well."""
+        assert self.moving is not None
+        rng, space = dice(self.task, seed), env._random_reset_space
+        place = env.model.body(FURNITURE[self.task][0]).pos.copy()
+        way = elsewhere(place, space.low, space.high, rng) - place
+        return Motion(int(rng.integers(*EVENTS)), self.motions[self.moving], way)
+
     def _free_renderer(self) -> None:
         if self._renderer is not None:
             self._renderer.free()
             self._renderer = None
+
+
+def _shift(env: Any, task: str, way: np.ndarray) -> None:
+    """Moves the furniture, the place where its handle must get to, and the mug that stands before the machine."""
+    body, marker = FURNITURE[task]
+    env.model.body(body).pos += way
+    env._target_pos = env._target_pos + way
+    if marker:
+        env.model.site(marker).pos += way
+    if body == "coffee_machine":
+        place = env.model.jnt_qposadr[env.model.body("obj").jntadr[0]]
+        env.data.qpos[place : place + 3] += way
 
 
 def _settle(env: Any) -> np.ndarray:
