@@ -449,6 +449,9 @@ def test_strips_of_anything_but_the_evaluation_are_refused(home, documents, tmp_
     ):
         with pytest.raises(ValueError, match=message):
             strips(played, out=tmp_path / "strips", **{"policies": folders, **settings})
+    played["settings"]["execution"] = "async"
+    with pytest.raises(ValueError, match="leave out --realtime"):
+        strips(played, folders, tmp_path / "strips")
     assert not (tmp_path / "strips").exists()
 
 

@@ -75,6 +75,8 @@ def strips(
             raise ValueError(f"{task!r} was not evaluated{registry.suggestion(task, settings['tasks'])}")
     if not settings["seeds"][0] <= seed <= settings["seeds"][1]:
         raise ValueError(f"seed {seed} was not evaluated; seeds {settings['seeds'][0]} to {settings['seeds'][1]} were")
+    if settings.get("execution"):
+        raise ValueError("film strips show evaluations that wait for the policy: leave out --realtime for them")
     weights = {name: _weights(name, Path(folder), settings["policies"]) for name, folder in policies.items()}
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
