@@ -37,7 +37,41 @@ def bench_table(document: dict[str, Any]) -> Any:
             f"{sum(row['parameters'].values()) / 1e6:.3g}",
             f"{row['memory_mb']:.4g}" if "memory_mb" in row else "-",
         )
-    return Group(speed, parts, *_routed(document["rows"]), caption(document))
+    rows = document["rows"]
+    return Group(speed, parts, *_routed(rows), *_before(rows), *_peers(rows), caption(document))
+
+
+def _before(rows: list[dict[str, Any]]) -> list[Any]:
+    """A table of what attaching cost and found out; nothing where nothing was attached. Launches: on CUDA only."""
+    attached = [row for row in rows if "error" in row or "graphs" in row]
+    if not attached:
+        return []
+    counts = ("launches", "kernels", "host_syncs")
+    device = any("launches" in row for row in rows)
+    more = ("launches / kernels / waits",) if device else ()
+    grid = Table("policy", "attach s", "first chunk s", "error to eager", "cosine", "graphs", *more, **STYLE)
+    for row in rows if device else attached:
+        told = [f"{row[key]:.3g}" if key in row else "-" for key in ("attach_s", "warmup_s", "error")]
+        graphs = str(row.get("graphs", "-")) + (f", {row['recompiled']} again" if row.get("recompiled") else "")
+        calls = [" / ".join(str(row.get(key, "-")) for key in counts)] if device else []
+        cosine = f"{row['cosine']:.6f}" if "cosine" in row else "-"
+        grid.add_row(row["policy"], *told, cosine, graphs, *calls)
+    return [grid]
+
+
+def _peers(rows: list[dict[str, Any]]) -> list[str]:
+    """What is equal and what is not between a peer and the policy beside it; peers of which the same holds together."""
+    groups: dict[tuple[tuple[str, ...], ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "not_equal" in row:
+            groups.setdefault((tuple(row["equal"]), tuple(row["not_equal"])), []).append(row)
+    lines = []
+    for (equal, not_equal), alike in groups.items():
+        lines.append(", ".join(f"{row['policy']} beside {row['beside']}" for row in alike))
+        for head, phrases in (("equal", equal), ("not equal", not_equal)):
+            lines += [f"  {head}", *(f"    {phrase}" for phrase in phrases)]
+        lines.append("")
+    return lines
 
 
 def _routed(rows: list[dict[str, Any]]) -> list[Any]:

@@ -189,11 +189,18 @@ def bench(
         str | None,
         typer.Option(help="LeRobotDataset whose episodes all policies see; default: one random observation."),
     ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help="Other implementations with the same weights beside each, such as lerobot,lerobot-compiled."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to load them, such as cuda; default: the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as `lithe.load` does.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the Result.")] = Path("runs/bench.json"),
 ) -> None:
     """Time policies, interleaved in one run, split into vision, prefix and denoise, beside this machine's floor.
 
-    Policies that decide themselves which layers run need --data: their latency depends on what they see.
+    Policies that decide themselves which layers run need --data: their latency depends on what they see. Peers are
+    compared with the policy's own actions first, and say in their rows what is equal and what is not.
     """
     from lithe.api import data as open_data
     from lithe.bench import bench as run
@@ -212,6 +219,9 @@ def bench(
         baseline=baseline,
         threads=threads,
         data=open_data("lerobot", root=data) if data else None,
+        peers=_split(peers) or [],
+        device=device,
+        dtype=dtype,
     )
     _finish(document, table(document), out)
 

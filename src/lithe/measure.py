@@ -12,9 +12,9 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ MIB = 2**20
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the square matrices that are multiplied
 COPY_MIB = {"cpu": 256, "cuda": 1024}  # far beyond any cache
 BEST_OF, AT_MOST_S = 5, 1.0  # repetitions of each probe, cut short on slow machines
+T = TypeVar("T")
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -87,6 +88,28 @@ def wall_ms(call: Callable[[], Any], device: torch.device | str = "cpu") -> floa
     call()
     synchronize(device)
     return 1e3 * (now() - began)
+
+
+def timed(call: Callable[[], T], device: torch.device | str = "cpu") -> tuple[T, float]:
+    """What a call returns, and how many seconds it took, with the device idle before and after."""
+    synchronize(device)
+    began = now()
+    found = call()
+    synchronize(device)
+    return found, now() - began
+
+
+def profiled(call: Callable[[], Any], device: torch.device | str, label: str) -> list[Any]:
+    """The events that torch.profiler saw of one call on a CUDA device, all its kernels included; the call's own span is
+    the event `label`. What is seen after that span is the wait for the device, not the call's."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        with record_function(label):
+            call()
+        synchronize(device)
+    return list(seen.events() or ())
 
 
 class Clock:
@@ -153,6 +176,21 @@ def _best_s(call: Callable[[], Any], device: str) -> float:
         if now() - began > AT_MOST_S:
             break
     return best
+
+
+def held_mib(tensors: Iterable[torch.Tensor]) -> float:
+    """Memory behind these tensors in MiB. What several of them share, or are views of, counts once and whole."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / MIB
+
+
+def pools_mib(pools: Sequence[Any]) -> float:
+    """Memory in MiB that captured CUDA graphs keep for themselves in these pools, used at the moment or not."""
+    if not pools:
+        return 0.0
+    wanted = {tuple(pool) for pool in pools}
+    segments = torch.cuda.memory_snapshot()
+    return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) in wanted) / MIB
 
 
 class PeakMemory:

@@ -4,7 +4,8 @@ Every policy is loaded once and sees the same at batch 1: recorded episodes, or 
 are timed: the model (a Batch in memory to actions, split into vision, prefix and denoise) and end to end (uint8
 pictures to float actions in host memory, `Runtime.infer`); router and repeated passes are inside both. All policies
 take turns within each iteration, in rotated order, so that drift hits all of them alike. What the numbers mean, and
-what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in lanes.py.
+what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in lanes.py, other
+implementations of it in peers.py, what is published in rows.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,18 @@ from lithe import api, registry, result
 from lithe._tables import bench_table, peace
 from lithe.bench.feed import TASK, Episodes, episodes, still
 from lithe.bench.lanes import Lane, dtypes, take_turns
-from lithe.bench.variants import entries
+from lithe.bench.peers import LeRobot, PeerLane
+from lithe.bench.rows import fit, fit_like, fits, ratio, rounded, row
+from lithe.bench.variants import Entry, entries
 from lithe.data.base import Data
 from lithe.families.base import Family
-from lithe.measure import Neighbours, ceilings, percentiles
+from lithe.measure import Neighbours, ceilings
+from lithe.measure import check as check_device
 from lithe.runtimes.base import Runtime
 
+__all__ = ["bench", "fit", "load", "ratio", "table"]
+
 table = bench_table
-RESAMPLES = 2000
-LINE = (
-    "p50 = a + b * depth. Where the last trunk layer computes keys and values only (as in pi), one prefix layer less "
-    "runs than depth says, so that a is vision and overhead minus one prefix layer"
-)
 
 
 def bench(
@@ -50,6 +53,9 @@ def bench(
     image: int | None = None,
     seed: int = 0,
     data: Data | None = None,
+    peers: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Time policies against each other in one run; a Result of kind "bench".
 
@@ -61,10 +67,13 @@ def bench(
     every combination takes part. baseline: name of the policy ratios refer to (default: the first). threads: of torch,
     restored afterwards. image: side of the camera pictures (None = the model's own, nothing to resize). data: recorded
     episodes to show all of them, chosen by `seed`; None = one random observation, which tells nothing about a policy
-    that decides by what it sees. Device and dtype are those of the policies: attach runtimes beforehand to choose them.
+    that decides by what it sees. peers: other implementations to stand beside every policy with its weights: "lerobot",
+    "lerobot-compiled", or "lerobot-compiled:<mode of torch.compile>". device, dtype: where and in which type to load
+    policies that are named, such as "cuda" and "bfloat16"; loaded ones and runtimes are taken as they are.
 
     Raises ValueError for policies that differ in views or horizon, a policy that does not fit the data, a routed one
-    without data, a name that is not there, or fewer than 2 runs.
+    without data, a peer that cannot host a policy or does not agree with it, a name that is not there, or fewer than 2
+    runs.
     """
     if runs < 2 or warmup < 0:
         raise ValueError(f"bench needs at least 2 runs and no negative warm-up, not {runs} and {warmup}")
@@ -73,8 +82,10 @@ def bench(
     neighbours = Neighbours()  # from here on: a disturbed ceiling spoils the shares just as well
     with _threads(threads):
         counts = () if steps is None else (steps,) if isinstance(steps, int) else tuple(steps)
-        found = entries(policies, names, load, layers, runtimes, counts, seed)
-        labels, attached = [name for name, _ in found], [runtime for _, runtime in found]
+        placed = partial(load, device=device, dtype=dtype, depth=max(layers, default=None))
+        _check_named(policies, device, dtype)
+        found = entries(policies, names, placed, layers, runtimes, counts, seed, peers)
+        labels, attached = [entry.name for entry in found], [entry.runtime for entry in found]
         if baseline is not None and baseline not in labels:
             raise ValueError(
                 f"no policy is called {baseline!r}{registry.suggestion(baseline, labels)}: {', '.join(labels)}"
@@ -82,7 +93,7 @@ def bench(
         terms = [_terms(label, r, views, data) for label, r in zip(labels, attached, strict=True)]
         _check_comparable(labels, terms)
         shown = None if data is None else episodes(data, runs, attached[0].spec.replan, seed)
-        lanes = [_lane(*who, shown, image, seed) for who in zip(labels, attached, terms, strict=True)]
+        lanes = [_lane(entry, its, shown, image, seed) for entry, its in zip(found, terms, strict=True)]
         limits = {(lane.device, lane.dtype): ceilings(lane.device, lane.dtype) for lane in lanes}
         for lane in lanes:
             lane.weigh()
@@ -93,57 +104,64 @@ def bench(
         fed = shown.facts() if shown else {"inputs": "random"}
         settings = {**_settings(lanes, warmup, neighbours), **fed}
     reference = next(lane for lane in lanes if lane.name == (baseline or lanes[0].name))
-    rows = [_row(lane, reference, limits[lane.device, lane.dtype], settings) for lane in lanes]
-    machine = {f"{place}/{str(kind)[6:]}": _rounded(limit) for (place, kind), limit in limits.items()}
+    rows = [row(lane, reference, limits[lane.device, lane.dtype], settings) for lane in lanes]
+    machine = {f"{place}/{str(kind)[6:]}": rounded(limit) for (place, kind), limit in limits.items()}
     document = result.make(
-        "bench", "bench", settings, rows, ceilings=machine, fit=_fit(lanes, reference), **_fits(lanes)
+        "bench", "bench", settings, rows, ceilings=machine, fit=fit_like(lanes, reference), **fits(lanes)
     )
     if not settings["quiet"]:
         logging.getLogger(__name__).warning(peace(settings))
     return document
 
 
-def load(source: str | Path) -> Family:
-    """As `lithe.load`; a preset, never fitted to data, also gets statistics, so that it can run end to end."""
-    model = api.load(source)
-    if api.preset(source) is not None:
+def load(source: str | Path, device: str | None = None, dtype: str | None = None, depth: int | None = None) -> Family:
+    """As `lithe.load`, then moved; a preset, never fitted to data, also gets statistics, so that it can run end to end.
+
+    depth: layers that a preset is made with, for who needs no more of them; policies of a folder have their own.
+    What a preset begins with at zero (adaptive norms, biases) is moved too: a policy whose layers do nothing says the
+    same whatever its weights, and comparing its actions would compare nothing.
+    """
+    wanted = api.preset(source)
+    if wanted is not None and depth is not None:
+        model = api.fresh(replace(wanted, settings={**wanted.settings, "depth": depth}))
+    else:
+        model = api.load(source)
+    if wanted is not None:
         spec, spread = model.spec, {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
         sizes = {"observation.state": spec.state_dim, "action": spec.action_dim}
         stats = {key: {name: np.full(size, x, np.float32) for name, x in spread.items()} for key, size in sizes.items()}
         model.fit_to(stats, [TASK], spec.cameras)
-    return model
+        _stir(model)
+    return model.to(device=device, dtype=_dtype(dtype))
 
 
-def ratio(reference_ms: np.ndarray, other_ms: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """How many times faster `other` is: the ratio of medians, and its 95 % bootstrap interval.
-
-    Both hold one time per iteration. Blocks of whole iterations are drawn: what disturbs both at once cancels, and what
-    lasts for several iterations is not taken for as many independent samples (circular block bootstrap).
-    """
-    n = len(other_ms)
-    block = max(1, round(n ** (1 / 3)))
-    starts = np.random.default_rng(seed).integers(0, n, (RESAMPLES, -(-n // block), 1))
-    drawn = ((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
-    ratios = np.median(reference_ms[drawn], axis=1) / np.median(other_ms[drawn], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return _rounded({"p50": np.median(reference_ms) / np.median(other_ms), "low": low, "high": high})
+def _stir(model: Family) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                spread = 0.3 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+                parameter.normal_(0, spread, generator=generator)
 
 
-def fit(points: dict[str, tuple[int, float]]) -> dict[str, Any] | None:
-    """Least squares of ms over depth, from {name: (depth, ms)}; None with fewer than two different depths.
+def _dtype(name: str | None) -> torch.dtype | None:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name is not None and name not in known:
+        raise ValueError(
+            f"dtype must be one of {', '.join(known)}, not {name!r}{registry.suggestion(name, list(known))}"
+        )
+    return None if name is None else known[name]
 
-    "ceiling" is the speed-up that no cut can pass, the deepest policy's time on the line over a; absent where a <= 0,
-    which means that noise or another difference between the policies spoilt the line.
-    """
-    depths, ms = (np.array(x, float) for x in zip(*points.values(), strict=True))
-    if len(set(depths)) < 2:
-        return None
-    slope, offset = np.polyfit(depths, ms, 1)
-    line = {"a_ms": offset, "b_ms_per_layer": slope}
-    if offset > 0:
-        line["ceiling"] = (offset + slope * depths.max()) / offset
-    residuals = {name: t - offset - slope * depth for name, (depth, t) in points.items()}
-    return {**_rounded(line), "residuals": _rounded(residuals), "note": LINE}
+
+def _check_named(policies: Sequence[Any], device: str | None, dtype: str | None) -> None:
+    """Raises ValueError for settings that would be ignored, and a device that is not there."""
+    _dtype(dtype)
+    if device is not None:
+        check_device(device)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"there is no CUDA device here for device={device!r}: leave it out")
+    if (device or dtype) and any(isinstance(policy, (Family, Runtime)) for policy in policies):
+        raise ValueError("device and dtype are for policies that are loaded by name: move loaded ones with .to(...)")
 
 
 def _terms(name: str, runtime: Runtime, views: int | None, data: Data | None) -> dict[str, Any]:
@@ -195,19 +213,27 @@ def _check_comparable(names: Sequence[str], terms: Sequence[dict[str, Any]]) -> 
             raise ValueError(f"policies of different {key} cannot be compared ({told}): bench them in separate runs")
 
 
-def _lane(
-    name: str, runtime: Runtime, terms: dict[str, Any], shown: Episodes | None, image: int | None, seed: int
-) -> Lane:
+def _lane(entry: Entry, terms: dict[str, Any], shown: Episodes | None, image: int | None, seed: int) -> Lane:
     """A policy with its feed: the same for every policy of the same shape."""
-    spec, views = runtime.spec, terms["views"]
+    runtime, views = entry.runtime, terms["views"]
+    spec = runtime.spec
     cameras = spec.cameras[:views]
     if shown is None:
         side = image or runtime.model.example(1).images_BVCYX.shape[-1]
-        return Lane(name, runtime, still(cameras, side, spec.state_dim, seed), views, {**terms, "image": side}, seed)
-    feed = shown.seen_by(cameras)
-    height, width = feed(0)[0][f"observation.images.{cameras[0]}"].shape[:2]
-    size = height if height == width else f"{width}x{height}"
-    return Lane(name, runtime, feed, views, {**terms, "image": size}, seed)
+        feed: Any = still(cameras, side, spec.state_dim, seed)
+        size: Any = side
+    else:
+        feed = shown.seen_by(cameras)
+        height, width = feed(0)[0][f"observation.images.{cameras[0]}"].shape[:2]
+        size = height if height == width else f"{width}x{height}"
+    rest = (feed, views, {**terms, "image": size}, seed)
+    lane = (
+        PeerLane(entry.name, runtime, *rest, beside=entry.beside)
+        if isinstance(runtime, LeRobot)
+        else Lane(entry.name, runtime, *rest)
+    )
+    lane.attach_s = None if entry.attach_s is None else entry.attach_s + lane.check_s
+    return lane
 
 
 def _settings(lanes: Sequence[Lane], warmup: int, neighbours: Neighbours) -> dict[str, Any]:
@@ -223,75 +249,6 @@ def _settings(lanes: Sequence[Lane], warmup: int, neighbours: Neighbours) -> dic
         **({} if busy is None else {"busy_cores_elsewhere": round(busy, 2)}),
         "quiet": neighbours.quiet(),
     }
-
-
-def _row(lane: Lane, reference: Lane, limits: dict[str, float], settings: dict[str, Any]) -> dict[str, Any]:
-    totals, cost = lane.totals(), lane.cost
-    floor = cost.floor_ms(**limits)
-    parts = dict.fromkeys(part for times in lane.model_ms for part in times if part != "total")
-    split = {part: float(np.median([times[part] for times in lane.model_ms])) for part in parts}
-    latency, end_to_end = percentiles(totals), percentiles(lane.end_to_end_ms)
-    against = {"against": reference.name}
-    return {
-        "policy": lane.name,
-        "depth": lane.runtime.model.depth(),
-        "runtime": lane.runtime.name,
-        **{k: v for k, v in lane.conditions.items() if k not in settings},
-        "ratio": {**against, **ratio(reference.totals(), totals)},
-        "latency_ms": _rounded({**latency, **split}),
-        "end_to_end_ratio": {**against, **ratio(np.array(reference.end_to_end_ms), np.array(lane.end_to_end_ms))},
-        "end_to_end_ms": _rounded(end_to_end),
-        "hz": round(1e3 / end_to_end["p50"], 3),
-        **_routed(lane),
-        "flops": cost.flops,
-        "flop_share": round(cost.total_flops / reference.cost.total_flops, 6),
-        "bytes": cost.bytes,
-        "parameters": cost.parameters,
-        **({} if lane.memory_mb is None else {"memory_mb": round(lane.memory_mb, 1)}),
-        "floor_ms": _rounded(floor),
-        "share_of_floor": round(sum(floor.values()) / latency["p50"], 4),
-    }
-
-
-def _routed(lane: Lane) -> dict[str, Any]:
-    """What only a policy that decides for itself has: what it ran, its two bounds, and what deciding costs."""
-    if not lane.runtime.routed:
-        return {}
-    bounds = {key: float(np.median(times)) for key, times in lane.bounds_ms.items()}
-    return {"layers_run": lane.layers_run(), **_rounded(bounds), "router_flops": lane.router_flops()}
-
-
-def _fit(lanes: Sequence[Lane], reference: Lane) -> dict[str, Any] | None:
-    """The line through every policy that differs from the reference in depth alone and always runs all of it."""
-    alike = [lane for lane in lanes if _kind(lane) == _kind(reference) and not lane.runtime.routed]
-    points = {lane.name: (lane.runtime.model.depth(), float(np.median(lane.totals()))) for lane in alike}
-    return fit(points) if points else None
-
-
-def _fits(lanes: Sequence[Lane]) -> dict[str, Any]:
-    """Such a line for every runtime and number of steps, where there are several of either."""
-    kinds = dict.fromkeys(_kind(lane) for lane in lanes if not lane.runtime.routed)
-    firsts = [next(lane for lane in lanes if _kind(lane) == kind) for kind in kinds]
-    found = {lane.name: _fit(lanes, lane) for lane in firsts} if len(firsts) > 1 else {}
-    lines = (
-        [
-            {"like": name, "runtime": lane.runtime.name, "steps": lane.conditions["steps"], **line}
-            for (name, line), lane in zip(found.items(), firsts, strict=True)
-            if line is not None
-        ]
-        if found
-        else []
-    )
-    return {"fits": lines} if lines else {}
-
-
-def _kind(lane: Lane) -> tuple[Any, ...]:
-    return (lane.runtime.model.name, lane.cost.parameters.get("vision"), *lane.conditions.values())
-
-
-def _rounded(values: dict[str, Any]) -> dict[str, float]:
-    """Six significant digits: more is noise, and fixed decimals would erase a small policy's microseconds."""
-    return {key: float(f"{value:.6g}") for key, value in values.items()}
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lithe._layers import layers_run
-from lithe.measure import MIB, PeakMemory, Stopwatch, wall_ms
+from lithe.bench.launches import launches
+from lithe.measure import PeakMemory, Stopwatch, held_mib, pools_mib, wall_ms
 from lithe.routers._overruled import Overruled
 from lithe.routers.base import Router
 from lithe.runtimes.base import Runtime
@@ -47,7 +48,11 @@ class Lane:
         self.inner, self.outer = runtime.twin(seed), runtime.twin(seed)
         self.bounds = {key: runtime.twin(seed) for key in BOUNDS} if runtime.routed else {}
         self.conditions = conditions
+        self.attach_s: float | None = None  # seconds, where it was attached for this run
+        self.check_s = 0.0  # of them for a comparison that the lane makes itself
         self.memory_mb: float | None = None
+        self.warmup_s = 0.0  # of the first chunk, in which code is loaded and shapes are compiled or captured
+        self.calls: dict[str, int] = {}
         self.costs: dict[int, Cost] = {}
         self.forget()
         self.face(0)
@@ -83,9 +88,13 @@ class Lane:
         """A batch in memory to actions in model units: the router, and whatever it has computed again."""
         noise_BHA, before, watch = self._noise(self.inner), len(self.inner.taken), Stopwatch(self.device)
         watch.start()
-        self.inner.answer(self.batch, noise_BHA, watch.mark)
+        self.answer(noise_BHA, watch.mark)
         self.model_ms.append(watch.stop())
         self.spent.append(self._spent(self.inner.taken[before:]))
+
+    def answer(self, noise_BHA: Tensor, mark: Callable[[str], Any]) -> None:
+        """What is timed at the model's boundary."""
+        self.inner.answer(self.batch, noise_BHA, mark)
 
     def run_end_to_end(self) -> None:
         """Pictures to actions in the robot's units."""
@@ -101,13 +110,25 @@ class Lane:
                 self.bounds_ms[key].append(watch.stop()["total"])
 
     def weigh(self) -> None:
-        """Weights, and what one chunk adds at its peak; the first chunk is left out, for it also loads code."""
+        """What it holds, and what one chunk adds at its peak; the first chunk is left out, for it also loads code. On
+        CUDA also what a chunk launches."""
         self.run_model()
+        self.warmup_s = self.model_ms[0]["total"] / 1e3
         with PeakMemory(self.device) as peak:
             self.run_model()
-        model = self.runtime.model
-        weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) / MIB
-        self.memory_mb = None if peak.mib is None else weights + peak.mib
+        held = held_mib(self.runtime.held()) + pools_mib(self.runtime.pools())
+        self.memory_mb = None if peak.mib is None else held + peak.mib
+        if self.device.type == "cuda":
+            noise_BHA = self._noise(self.inner)
+            self.calls = launches(lambda: self.answer(noise_BHA, _unmarked), self.device)
+
+    def facts(self) -> dict[str, Any]:
+        """What attaching found out, such as the error against eager, and what running has counted."""
+        return self.runtime.facts()
+
+    def told(self) -> dict[str, Any]:
+        """What else its row says; of a policy of lithe, nothing."""
+        return {}
 
     def finish(self) -> None:
         """Close the last episode; conditions that vary from one observation to the next become their medians."""
@@ -182,6 +203,10 @@ def take_turns(lanes: Sequence[Lane], places: int, label: str) -> None:
                 run(lane)
     for lane in lanes:
         lane.finish()
+
+
+def _unmarked(part: str) -> None:
+    """Nobody wants to know where a part ends."""
 
 
 def dtypes(model: torch.nn.Module) -> str:

@@ -85,7 +85,30 @@ def _quantiles(material: Material, rows: dict[str, Row]) -> list[Html]:
     if any("end_to_end_ms" in row for row in rows.values()):
         said = "End to end: camera pictures to actions in host memory, one chunk at a time."
         parts.append(figure(whole.table("Latency end to end"), caption=said))
-    return parts + _routed(material, {name: row for name, row in rows.items() if "layers_run" in row})
+    parts += _routed(material, {name: row for name, row in rows.items() if "layers_run" in row})
+    return parts + _peers(material, {name: row for name, row in rows.items() if "not_equal" in row}, rows)
+
+
+def _peers(material: Material, peers: dict[str, Row], rows: dict[str, Row]) -> list[Html]:
+    """Other implementations with a policy's weights: how they agree with it, and what is equal and what is not."""
+    if not peers:
+        return []
+    grid, said = Grid(_who(material, peers)), dict[tuple[str, str], list[str]]()
+    for name, row in peers.items():
+        grid.put("beside", name, str(row["beside"]))
+        if "latency_ms" in rows.get(row["beside"], {}):
+            slower = row["latency_ms"]["p50"] / rows[row["beside"]]["latency_ms"]["p50"]
+            grid.put("p50 over beside", name, times(slower))
+        grid.put("error", name, number(row.get("error")))
+        grid.put("cosine", name, number(row.get("cosine")))
+        said.setdefault(("; ".join(row["equal"]), "; ".join(row["not_equal"])), []).append(name)
+    told = (
+        "Other implementations holding the same weights, timed in the same run and compared with eager's actions first."
+    )
+    parts = [figure(grid.table("Peers"), caption=told)]
+    for (equal, not_equal), names in said.items():
+        parts += [tag("p", tag("strong", ", ".join(names)), f". Equal: {equal}."), tag("p", f"Not equal: {not_equal}.")]
+    return parts
 
 
 def _routed(material: Material, rows: dict[str, Row]) -> list[Html]:

@@ -7,13 +7,14 @@ picture of the weights; attach again after training. One observation is answered
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lithe.families._packed import Feed
+from lithe.families._packed import Feed, PackedModel
+from lithe.families._packing import Tower
 from lithe.families.base import Family
 from lithe.runtimes.base import Runtime
 from lithe.types import Batch, Route
@@ -67,6 +68,13 @@ class Fast(Runtime):
     def text(self, batch: Batch) -> int:
         return self.form.trim(batch, self.bucketed).batch.text_BT.shape[1]
 
+    def facts(self) -> dict[str, Any]:
+        return {"error": self.error, "cosine": self.cosine}
+
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        yield from tensors(self.form)
+
     def _placed(self, model: Family) -> torch.device:
         places = sorted({str(p.device) for p in model.parameters()})
         if len(places) > 1:
@@ -96,3 +104,14 @@ class Fast(Runtime):
                 f"{error:.3g}, cosine {cosine:.6f}): use eager, and report it"
             )
         return error, cosine
+
+
+def tensors(part: Any) -> Iterator[Tensor]:
+    """Every tensor in a packed model's own fields; the model that it was made of is a module, and left out."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, (PackedModel, Tower)):
+        yield from tensors(vars(part))
+    elif isinstance(part, (list, tuple, dict)):
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from tensors(inner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,6 +76,19 @@ class Runtime(ABC):
     def text(self, batch: Batch) -> int:
         """Prompt tokens that are computed for one observation, padding included where the runtime keeps it."""
         return batch.text_BT.shape[1]
+
+    def facts(self) -> dict[str, Any]:
+        """What attaching found out and running has counted, by the names that a bench publishes it under."""
+        return {}
+
+    def held(self) -> Iterator[Tensor]:
+        """Every tensor that it needs between two chunks, the model's own included; some may share memory."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+
+    def pools(self) -> Sequence[Any]:
+        """Pools of CUDA memory that it keeps for captured graphs, beside what it holds."""
+        return ()
 
     def layers(self) -> dict[str, Any]:
         """Which layers ran in this episode: {"passes", "repeated", "ran" [L]: passes in which each layer ran,

@@ -32,6 +32,9 @@ class Compiled(Fast):
         self.used.update(pieces.values())
         return self.form.act(feed, noise_BHA, route, trace, self.memory, self.taken.append, pieces)
 
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "graphs": self.graphs, "recompiled": self.recompiled}
+
     @property
     def graphs(self) -> int:
         """Graphs compiled for the pieces this runtime has used, by it or by another runtime of equal shapes."""

@@ -9,7 +9,7 @@ device; one that decides on the way is refused. Not yet run on a GPU: docs/runti
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -98,6 +98,19 @@ class Cudagraph(Fast):
         self.shapes: Recent[Shape] = Recent(SHAPES)
         self.pool = torch.cuda.graph_pool_handle()
 
+    def facts(self) -> dict[str, Any]:
+        ways = sum(len(shape.routes.kept) for shape in self.shapes.kept.values())
+        return {**super().facts(), "graphs": len(self.shapes.kept) + 2 * ways}
+
+    def held(self) -> Iterator[Tensor]:
+        yield from super().held()
+        for shape in self.shapes.kept.values():
+            yield from _present(shape.feed.batch).values()
+            yield shape.noise_BHA
+
+    def pools(self) -> Sequence[Any]:
+        return (self.pool,)
+
     def _pieces(self, feed: Feed) -> Pieces:
         return kernels(self.form, feed) if self.fuse else self.form.pieces
 
@@ -142,5 +155,8 @@ def way_key(route: Route) -> Hashable:
 
 
 def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    present = {f.name: getattr(batch, f.name) for f in fields(Batch) if getattr(batch, f.name) is not None}
-    return replace(batch, **{name: change(tensor) for name, tensor in present.items()})
+    return replace(batch, **{name: change(tensor) for name, tensor in _present(batch).items()})
+
+
+def _present(batch: Batch) -> dict[str, Tensor]:
+    return {f.name: getattr(batch, f.name) for f in fields(Batch) if getattr(batch, f.name) is not None}
