@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from lithe import registry
 from lithe.data.fake import FakeData
+from lithe.measure import held_mib
 from lithe.runtimes import _int8
 from lithe.runtimes._int8 import Int8
 from lithe.runtimes.eager import Eager
@@ -57,6 +58,8 @@ def test_everything_in_8_bits_stays_close_and_says_how_close(family):
     facts = rounded.facts()
     assert facts["int8"] > 5 * model.depth() and facts["int8_speedups"] == {}
     assert 0.99 <= facts["cosine"] < 1 and facts["error"] > 100 * exact.error > 0
+    own, packed = held_mib(model.parameters()), held_mib(exact.held())
+    assert own < held_mib(rounded.held()) < packed, "8 bits take less than what they stand for"
     batch, noise = model.example(1), model.noise(1, torch.Generator().manual_seed(2))
     mine, theirs = rounded.chunk(batch, noise), exact.chunk(batch, noise)
     assert not torch.equal(mine, theirs)

@@ -50,7 +50,7 @@ class Choice:
     """Which matrices are kept in 8 bits: those that were seen to win, each shape timed once."""
 
     def __init__(self, everywhere: bool):
-        self.everywhere, self.kept = everywhere, 0
+        self.everywhere, self.kept, self.bytes = everywhere, 0, 0
         self.speedups: dict[str, float] = {}  # "tokens x in x out, dtype" -> how many times faster
 
     def __call__(self, weight: Tensor, tokens: int) -> Any:
@@ -60,7 +60,7 @@ class Choice:
         made = Int8(weight)
         if not self.everywhere and self._speedup(weight, made, min(tokens, TOKENS)) < WINS:
             return weight
-        self.kept += 1
+        self.kept, self.bytes = self.kept + 1, self.bytes + made.nbytes
         return made
 
     def _speedup(self, weight: Tensor, made: Int8, tokens: int) -> float:
