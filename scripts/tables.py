@@ -13,15 +13,15 @@ from typing import Any
 from lithe import result
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def main() -> int:
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{tables(ROOT / 'results')}{END}{after}"
+    wanted = text = readme.read_text()
+    for name, made in (("results", tables(ROOT / "results")), ("runtimes", runtimes(ROOT / "results"))):
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        before, rest = wanted.split(begin)
+        wanted = f"{before}{begin}{made}{end}{rest.split(end)[1]}"
     if "--check" in sys.argv:
         return 0 if wanted == text else _fail("README.md is not what results/ says: run `make tables`")
     readme.write_text(wanted)
@@ -37,6 +37,42 @@ def tables(folder: Path) -> str:
         bench = result.load(bench_path) if bench_path.exists() else {"rows": [], "settings": {}}
         sections.append(section(path.relative_to(ROOT), evaluation, bench))
     return "\n".join(sections)
+
+
+def runtimes(folder: Path) -> str:
+    """One table per bench of runtimes, beside the other implementations of the same run."""
+    found = sorted(folder.rglob("*-runtimes.bench.json"))
+    return "\n".join(_runtimes(path.relative_to(ROOT), result.load(path)) for path in found)
+
+
+def _runtimes(path: Path, bench: dict[str, Any]) -> str:
+    settings, hardware, rows = bench["settings"], bench["hardware"], bench["rows"]
+    against = f"x faster than {rows[0]['ratio']['against']} (95 %)"
+    lines = [
+        f"| policy / runtime | layers | {against} | end to end | share of floor | error to eager |",
+        "|---|--:|--:|--:|--:|--:|",
+        *map(_runtime, rows),
+        "",
+        f"{path.name.removesuffix('-runtimes.bench.json')}, {settings['dtype']}, {settings['views']} views, "
+        f"{settings['steps']} steps, {shown(settings)}one interleaved run, {hardware['cpu']}, {settings['threads']} "
+        f"threads, torch {bench['versions']['torch']}, commit {bench['commit']}. Source: `{path}`, which says of "
+        "LeRobot's rows what is equal and what is not.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _runtime(row: dict[str, Any]) -> str:
+    ratio, error = row["ratio"], row.get("error")
+    cells = [
+        row["policy"],
+        str(row["depth"]),
+        f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        f"{row['end_to_end_ratio']['p50']:.2f}",
+        f"{100 * row['share_of_floor']:.1f} %",
+        "" if error is None else f"{error:.0e}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> str:
