@@ -239,11 +239,15 @@ def test_a_killed_collection_continues_where_it_was(tmp_path, monkeypatch):
     environment = {**os.environ, "PYTHONPATH": str(Path(lithe.__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", slow], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while len(list(staged.glob("*.npz"))) < 3 and time.monotonic() < deadline:
+
+    def whole() -> list[Path]:
+        return [path for path in staged.glob("*.npz") if ".part" not in path.name]
+
+    while len(whole()) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = [p for p in staged.glob("*.npz") if ".part" not in p.name]
+    kept = whole()
     assert 3 <= len(kept) < 16 and not out.exists()
 
     count = 0
