@@ -49,7 +49,7 @@ def main() -> None:
 
 def measured(device: str, preset: str, layers: list[int], runs: int, console: Console) -> dict[str, Any]:
     """One interleaved run of all depths in all runtimes; a runtime that cannot be attached is said and left out."""
-    model = load(f"pi05:{preset}").to(device, torch.bfloat16).eval()
+    model = load(f"pi05:{preset}", device, "bfloat16", max(layers)).eval()
     names, lanes = [], []
     for depth in layers:
         shallow = surgery.cut(model, [KeepLayers("trunk", tuple(range(depth)))]).eval()

@@ -487,21 +487,20 @@ def shares_are_not_hardened(patch):
 
 @planted(observations_are_answered_one_by_one)
 def the_first_observation_decides_for_all(patch):
-    def one_by_one(act, batch, noise_BHA, steps, route, trace, memory, told, guide):
+    def one_by_one(act, batch, noise_BHA, told, **rest):
         routes = []
         act(batch.take([0]), noise_BHA[:1], told=routes.append)
         for _ in range(len(batch)):
             told and told(routes[0])
-        return act(batch, noise_BHA, steps, routes[0], trace, memory, guide=guide)
+        return act(batch, noise_BHA, route=routes[0], **rest)
 
     patch.setattr(pi, "one_by_one", one_by_one)
 
 
 @planted(observations_are_answered_one_by_one)
 def told_twice(patch):
-    def one_by_one(act, batch, noise_BHA, steps, route, trace, memory, told, guide):
-        rest = steps, route, trace, memory
-        return sound(act, batch, noise_BHA, *rest, lambda taken: (told(taken), told(taken)), guide)
+    def one_by_one(act, batch, noise_BHA, told, **rest):
+        return sound(act, batch, noise_BHA, told=lambda taken: (told(taken), told(taken)), **rest)
 
     sound = _routing.one_by_one
     patch.setattr(pi, "one_by_one", one_by_one)

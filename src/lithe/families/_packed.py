@@ -223,10 +223,10 @@ class PackedModel(ABC):
         returns stands in its place where `F.linear` takes a weight."""
         size = self.tower.size
         patches, prefix = (size.image // size.patch) ** 2, self.views * size.tokens + self.config.text
-        self.tower.layers = _matrices(self.tower.layers, lambda w: change(w, self.views * patches))
-        for name in self.by_prefix:
-            setattr(self, name, _matrices(getattr(self, name), lambda w: change(w, prefix)))
-        self.expert: list[Any] = _matrices(self.expert, lambda w: change(w, self.config.horizon))
+        self.tower.layers = _matrices(self.tower.layers, change, self.views * patches)
+        met = {**dict.fromkeys(self.by_prefix, prefix), "expert": self.config.horizon}
+        for name, tokens in met.items():
+            setattr(self, name, _matrices(getattr(self, name), change, tokens))
 
     def embedded_time(self, step: int) -> Tensor:
         """The flow time of a step as the family embeds it, [1, width]."""
@@ -235,12 +235,12 @@ class PackedModel(ABC):
         return _flow.time_embedding(time, c.expert.width, c.shortest_period, c.longest_period).to(self.dtype)
 
 
-def _matrices(part: Any, change: Callable[[Tensor], Any]) -> Any:
+def _matrices(part: Any, change: Callable[[Tensor, int], Any], tokens: int) -> Any:
     """The same lists and tuples with every matrix in them changed, and vectors left alone."""
     if isinstance(part, Tensor):
-        return change(part) if part.dim() == 2 else part
+        return change(part, tokens) if part.dim() == 2 else part
     if isinstance(part, (list, tuple)):
-        made = [_matrices(inner, change) for inner in part]
+        made = [_matrices(inner, change, tokens) for inner in part]
         return made if isinstance(part, list) else tuple(made) if type(part) is tuple else type(part)(*made)
     return part
 

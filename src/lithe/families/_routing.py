@@ -117,7 +117,7 @@ def record(seen: dict[Tap, Tensor] | None, taps: Sequence[Tap], tap: Tap, x: Ten
         seen[tap] = x
 
 
-def one_by_one(act: Callable[..., Tensor], batch: Any, noise_BHA: Tensor, *rest: Any) -> Tensor:
+def one_by_one(act: Callable[..., Tensor], batch: Any, noise_BHA: Tensor, **rest: Any) -> Tensor:
     """`act` for each observation alone, because each may take another route."""
-    rows = [act(batch.take([i]), noise_BHA[i : i + 1], *rest) for i in range(len(batch))]
+    rows = [act(batch.take([i]), noise_BHA[i : i + 1], **rest) for i in range(len(batch))]
     return torch.cat(rows)

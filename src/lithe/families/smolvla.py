@@ -306,8 +306,8 @@ class SmolVLA(FlowFamily):
         guide: _flow.Guide | None = None,
     ) -> Tensor:
         if route is None and self.router is not None and len(batch) > 1:
-            rest = steps, None, trace, memory, told, guide
-            return one_by_one(self.act, batch, noise_BHA, *rest)
+            rest = {"steps": steps, "trace": trace, "memory": memory, "told": told, "guide": guide}
+            return one_by_one(self.act, batch, noise_BHA, **rest)
         trace = trace or (lambda part: None)
         image = self.see(self._view(batch.images_BVCYX))
         trace("vision")

@@ -9,6 +9,7 @@ docs/log.md. Shape legend: types.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,14 +37,20 @@ class Int8:
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert function is F.linear, f"an int8 weight can only be multiplied, not {function}"
-        x, weight, bias = [*args, *(kwargs or {}).values(), None][:3]
-        made = torch.ops.quantized.linear_dynamic(x.float(), weight.packed, reduce_range=not vnni())
-        return (made if bias is None else made + bias).to(x.dtype)
+        return _product(*args, **(kwargs or {}))
 
 
+def _product(input: Tensor, weight: Int8, bias: Tensor | None = None) -> Tensor:
+    """With the arguments of `F.linear`."""
+    made: Tensor = torch.ops.quantized.linear_dynamic(input.float(), weight.packed, reduce_range=not vnni())
+    return (made if bias is None else made + bias).to(input.dtype)
+
+
+@functools.cache
 def vnni() -> bool:
     """Whether the sums of two 8-bit products have room, or 7 bits must do."""
-    return bool(torch.cpu.get_capabilities().get("avx512_vnni") or torch.cpu.get_capabilities().get("avx_vnni"))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_vnni") or able.get("avx_vnni"))
 
 
 class Choice:
