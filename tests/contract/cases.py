@@ -20,6 +20,7 @@ from lithe.distill import Trainer, finish
 from lithe.families.base import Family
 from lithe.methods.base import Method, Stage, Step
 from lithe.recipe import Train
+from lithe.runtimes._exported import Exported
 from lithe.runtimes.base import Runtime
 from lithe.types import Route
 
@@ -148,12 +149,14 @@ def every_case() -> tuple[Case, ...]:
         {name: registry.get(kind, name) for name in registry.names(kind)}
         for kind in ("runtimes", "methods", "families")
     )
-    # Compiled kernels see no method: with one of them on every variant all are compiled once, which takes long enough.
-    without = tuple(kind for name, kind in runtimes.items() if name != "compiled")
+    # What compiles sees no method: with one of them on every variant all is compiled once, which takes long enough.
+    # What is exported is `packed` in another engine, and takes longer: once for every family.
+    quick = tuple(kind for kind in runtimes.values() if not kind.compiles)
+    compiled = tuple(kind for kind in runtimes.values() if not issubclass(kind, Exported))
     return tuple(
-        Case(family, settings, method, without if i else tuple(runtimes.values()))
+        Case(family, settings, method, quick if i else compiled if j else tuple(runtimes.values()))
         for name, family in families.items()
-        for settings in VARIANTS.get(name, ({},))
+        for j, settings in enumerate(VARIANTS.get(name, ({},)))
         for i, method in enumerate(methods.values())
     )
 

@@ -114,10 +114,11 @@ def test_the_table_is_the_flow_time(kind):
     caches = [None, model.trunk.layers[1].prefix_only(stream, _attention.rope(seen.cumsum(1) - 1, 16)), None, None]
     found = []
     for step in range(steps):
-        h = form.layer(1, form.enter(x, step, read), step, read, form.pieces)
+        now = form.at(step)
+        h = form.layer(1, form.enter(x, now, read), now, read, form.pieces)
         time = torch.full((1, 1), 1.0 + step * (-1.0 / steps), dtype=torch.float32)
         expected = model._velocity(batch, x[:, None], time, caches, seen, taken)[:, 0]
-        found.append(form.velocity(h, step))
+        found.append(form.velocity(h, now))
         assert far(found[-1], expected) < EXACT
     assert far(found[0], found[-1]) > 1e-2, "the time makes no difference"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,15 @@ from torch import Tensor
 
 from lithe import registry
 from lithe.data.fake import FakeData
+from lithe.families._packing import Timed
 from lithe.routers.base import Memory, Router
-from lithe.runtimes import _kernels, cudagraph
+from lithe.runtimes import _exported, _kernels, cudagraph
+from lithe.runtimes._recent import Recent
 from lithe.runtimes.compiled import Compiled
-from lithe.runtimes.cudagraph import Cudagraph, Recent
+from lithe.runtimes.cudagraph import Cudagraph
 from lithe.runtimes.eager import Eager
+from lithe.runtimes.onnx import Onnx
+from lithe.runtimes.openvino import Openvino
 from lithe.runtimes.packed import Packed
 from lithe.types import Batch, Crossing, Route
 
@@ -304,6 +310,87 @@ def test_a_failing_capture_is_said(monkeypatch):
 def test_a_router_on_the_way_is_refused(graphs_on_cpu):
     with pytest.raises(ValueError, match="on_the_way decides on the way"):
         Cudagraph(policy(router=OnTheWay))
+
+
+# -- onnx and openvino -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Onnx, Openvino])
+def test_graphs_are_exported_once_for_each_shape_and_route(kind, monkeypatch):
+    written: list[str] = []
+    real = _exported.write
+    monkeypatch.setattr(_exported, "write", lambda *given: (written.append(given[2].stem), real(*given))[1])
+    model = policy(router=Ahead)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    eager, runtime = Eager(model, steps=3), kind(model, steps=3)
+    assert 0 < runtime.error < 1e-5 and runtime.cosine > 1 - 1e-9
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def ask(seed: int, words: int) -> int:
+        before = len(written)
+        batch = observation(model, seed, words=words)
+        held.append((runtime.chunk(batch, noise(model, seed)), eager.chunk(batch, noise(model, seed))))
+        return len(written) - before
+
+    runtime.shapes.kept.clear()
+    assert [ask(0, 5), ask(1, 11), ask(2, 13), ask(3, 16), ask(4, 5)] == [3, 0, 2, 0, 0], "another route: two more"
+    assert any(name.endswith("16-words-layers-0-2-3-step") for name in written)
+    assert [route.run for route in runtime.taken] == [route.run for route in eager.taken]
+    for chunk, expected in held:  # all of them at the end: an answer must not be overwritten by the next
+        agree(chunk, expected)
+    marks: list[str] = []
+    runtime.chunk(observation(model), noise(model), marks.append)
+    assert marks == ["vision", "prefix", "denoise"]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_exported_files_go_with_the_last_twin(monkeypatch):
+    monkeypatch.setattr(Onnx, "_compared", lambda self: (0.0, 1.0))  # nothing is run
+    sessions = [Onnx(policy())]
+    sessions.append(sessions[0].twin())
+    home = sessions[0].home
+    (home / "0.onnx").touch()
+    sessions.pop(0)
+    gc.collect()
+    assert home.exists(), "a twin has lost its files"
+    sessions.clear()
+    gc.collect()
+    assert not home.exists(), "exported files stay behind"
+
+
+def test_openvino_in_half_precision_is_held_to_an_angle():
+    runtime = Openvino(policy(), half=True)
+    assert 0.9999 <= runtime.cosine <= 1.0 and runtime.least_cosine == 0.9999
+
+
+def test_what_cannot_be_exported_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="onnx takes float32 policies, not bfloat16: load it in float32"):
+        Onnx(policy(torch.bfloat16))
+    with pytest.raises(ValueError, match=r"on_the_way decides on the way.*use the runtime packed or compiled"):
+        Onnx(policy(router=OnTheWay))
+    with pytest.raises(ValueError, match="openvino runs on cpu, the policy is on meta"):
+        Openvino(policy().to("meta"))
+
+    def failing(*args: object, **settings: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("no such operator")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.onnx, "export", failing)
+        with pytest.raises(ValueError, match=r"exporting to ONNX failed: use the runtime packed .no such operator"):
+            Onnx(policy())
+    monkeypatch.setattr(_exported, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
+    with pytest.raises(ValueError, match=r"openvino needs openvino: install lithe.openvino., or use packed"):
+        Openvino(policy())
+
+
+def test_values_are_taken_apart_and_put_together():
+    one, two, three = (torch.full((1,), float(i)) for i in range(3))
+    template = (Timed(scale_in=one), [two, None, 5], {"left": "alone"})
+    assert _exported.tensors({"a": template}) == {"a.0.scale_in": one, "a.1.0": two}
+    made = _exported.rebuilt(template, [three, one])
+    assert made == (Timed(scale_in=three), [one, None, 5], {"left": "alone"})
+    with pytest.raises(AssertionError, match="more tensors than places"):
+        _exported.rebuilt(template, [three, one, two])
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

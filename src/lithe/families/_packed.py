@@ -181,41 +181,49 @@ class PackedModel(ABC):
 
     def denoise(self, noise_BHA: Tensor, read: Any, pieces: Pieces) -> Tensor:
         """All steps, from noise to actions [1, H, A]. Nothing in it waits for the device."""
-        x, dt = noise_BHA, -1.0 / self.steps
+        x = noise_BHA
         for step in range(self.steps):
-            walk, h = Walk(read.route, self.router, "suffix"), self.enter(x, step, read)
-            for i in range(self.depth):
-                h = self.layer(i, walk.enter(i, h), step, read, pieces)
-            x = torch.add(x, self.velocity(walk.end(h), step), alpha=dt)
+            x = self.step(x, self.at(step), read, pieces)
         return x
+
+    def step(self, x_BHA: Tensor, now: Any, read: Any, pieces: Pieces) -> Tensor:
+        """One step down the grid. now: what `at` says of it."""
+        walk, h = Walk(read.route, self.router, "suffix"), self.enter(x_BHA, now, read)
+        for i in range(self.depth):
+            h = self.layer(i, walk.enter(i, h), now, read, pieces)
+        return torch.add(x_BHA, self.velocity(walk.end(h), now), alpha=-1.0 / self.steps)
 
     def probe(self, noise_BHA: Tensor, read: Any, pieces: Pieces) -> Callable[[], Tensor]:
         """A function that says which actions the layers so far would give in one denoise step, at time 1, the first of
         the grid; it runs each expert layer once, however often it is asked."""
         stream: list[Tensor] = []
-        done = 0
+        done, now = 0, self.at(0)
 
         def ask() -> Tensor:
             nonlocal done
-            h = stream.pop() if stream else self.enter(noise_BHA, 0, read)
+            h = stream.pop() if stream else self.enter(noise_BHA, now, read)
             for i in range(done, len(read.caches)):
-                h = self.layer(i, h, 0, read, pieces)
+                h = self.layer(i, h, now, read, pieces)
             done = len(read.caches)
             stream.append(h)
-            return noise_BHA - self.velocity(h, 0)
+            return noise_BHA - self.velocity(h, now)
 
         return ask
 
     @abstractmethod
-    def enter(self, x_BHA: Tensor, step: int, read: Any) -> Tensor:
+    def at(self, step: int) -> Any:
+        """What the flow time of a step of the grid decides: tensors, in tuples and lists."""
+
+    @abstractmethod
+    def enter(self, x_BHA: Tensor, now: Any, read: Any) -> Tensor:
         """The suffix stream [1, Q, D] as it enters the expert."""
 
     @abstractmethod
-    def layer(self, i: int, h: Tensor, step: int, read: Any, pieces: Pieces) -> Tensor:
+    def layer(self, i: int, h: Tensor, now: Any, read: Any, pieces: Pieces) -> Tensor:
         """The suffix stream behind expert layer i; as it was where the route leaves that out."""
 
     @abstractmethod
-    def velocity(self, h: Tensor, step: int) -> Tensor:
+    def velocity(self, h: Tensor, now: Any) -> Tensor:
         """What the stream behind the last layer says, [1, H, A]."""
 
     def replace_matrices(self, change: Callable[[Tensor, int], Any]) -> None:

@@ -40,6 +40,9 @@ from lithe.families._vision import to_unit
 from lithe.routers.base import Memory
 from lithe.types import Route
 
+# of one step: the way in, every layer's modulation, the way out
+Now = tuple[Affine, list[Timed], tuple[Tensor | None, Tensor, Tensor | None]]
+
 
 @dataclass(frozen=True)
 class PiRead(Read):
@@ -158,20 +161,23 @@ class PackedPi(PackedModel):
             state = F.linear(feed.batch.state_BS.to(self.dtype), *self.state_in)[:, None]
         return PiRead([], turn, mask, route, state)
 
-    def enter(self, x_BHA: Tensor, step: int, read: PiRead) -> Tensor:
-        h = F.linear(x_BHA.to(self.dtype), *self.into[step])
+    def at(self, step: int) -> Now:
+        return self.into[step], self.timed[step], self.out_of[step]
+
+    def enter(self, x_BHA: Tensor, now: Now, read: PiRead) -> Tensor:
+        h = F.linear(x_BHA.to(self.dtype), *now[0])
         if self.then is not None:
             h = F.linear(F.silu(h), *self.then)
         return h if read.state_BQD is None else torch.cat([read.state_BQD, h], dim=1)
 
-    def layer(self, i: int, h: Tensor, step: int, read: PiRead, pieces: Pieces) -> Tensor:
+    def layer(self, i: int, h: Tensor, now: Now, read: PiRead, pieces: Pieces) -> Tensor:
         cache = read.caches[i]
         if cache is None:
             return h
-        return pieces["expert"](h, self.expert[i], read.turn, read.mask, *cache, self.timed[step][i])
+        return pieces["expert"](h, self.expert[i], read.turn, read.mask, *cache, now[1][i])
 
-    def velocity(self, h: Tensor, step: int) -> Tensor:
-        scale, weight, bias = self.out_of[step]
+    def velocity(self, h: Tensor, now: Now) -> Tensor:
+        scale, weight, bias = now[2]
         return F.linear(normed(h[:, -self.config.horizon :], scale), weight, bias)
 
 

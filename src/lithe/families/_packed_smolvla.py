@@ -20,6 +20,7 @@ from lithe.families import _smolvlm
 from lithe.families._attention import KeyValue, Rope
 from lithe.families._packed import Feed, PackedModel, Pieces, Read
 from lithe.families._packing import (
+    Affine,
     Weights,
     added,
     affine,
@@ -150,10 +151,13 @@ class PackedSmolVLA(PackedModel):
         cross_mask = added(view.cross_mask, self.dtype) if feed.masked else None
         return SmolRead([], turn, added(view.mask, self.dtype), route, cross_turn, cross_mask)
 
-    def enter(self, x_BHA: Tensor, step: int, read: SmolRead) -> Tensor:
-        return F.linear(F.silu(F.linear(x_BHA.to(self.dtype), *self.into[step])), *self.then)
+    def at(self, step: int) -> Affine:
+        return self.into[step]
 
-    def layer(self, i: int, h: Tensor, step: int, read: SmolRead, pieces: Pieces) -> Tensor:
+    def enter(self, x_BHA: Tensor, now: Affine, read: SmolRead) -> Tensor:
+        return F.linear(F.silu(F.linear(x_BHA.to(self.dtype), *now)), *self.then)
+
+    def layer(self, i: int, h: Tensor, now: Affine, read: SmolRead, pieces: Pieces) -> Tensor:
         cache, w = read.caches[i], self.expert[i]
         if cache is None:
             return h
@@ -161,7 +165,7 @@ class PackedSmolVLA(PackedModel):
             return pieces["self"](h, w, read.turn, read.mask, *cache)
         return pieces["cross"](h, w, read.cross_turn, read.cross_mask, *cache)
 
-    def velocity(self, h: Tensor, step: int) -> Tensor:
+    def velocity(self, h: Tensor, now: Affine) -> Tensor:
         return F.linear(normed(h, None, self.config.eps), self.out, self.out_bias)
 
 

@@ -75,6 +75,15 @@ class Fast(Runtime):
         yield from super().held()
         yield from tensors(self.form)
 
+    def refuse_on_the_way(self, model: Family) -> None:
+        """For runtimes whose graphs hold all layers of a pass, and cannot stop to ask which ones to run."""
+        router = model.router
+        if router is not None and any(router.landing(i) is not None for i in range(model.depth())):
+            raise ValueError(
+                f"this student's router {router.name} decides on the way, layer by layer, and a graph of {self.name} "
+                "cannot wait for it: use the runtime packed or compiled"
+            )
+
     def _placed(self, model: Family) -> torch.device:
         places = sorted({str(p.device) for p in model.parameters()})
         if len(places) > 1:

@@ -23,6 +23,7 @@ class Runtime(ABC):
     """Attach a way of running to a model. Raises ValueError when device or model do not allow it."""
 
     name: ClassVar[str]
+    compiles: ClassVar[bool] = False  # attaching takes tens of seconds, the same for every policy of one shape
 
     def __init__(self, model: Family, steps: int | None = None, seed: int = 0):
         self.model, self.steps = model.eval(), steps

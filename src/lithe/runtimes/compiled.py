@@ -22,6 +22,7 @@ class Compiled(Fast):
     """Raises ValueError without a C++ compiler (on a GPU: without Triton), and where compiling fails."""
 
     name: ClassVar[str] = "compiled"
+    compiles: ClassVar[bool] = True
 
     def prepare(self, model: Family) -> None:
         need_compiler(self.name, self.place.type)

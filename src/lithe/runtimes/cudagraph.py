@@ -8,10 +8,9 @@ device; one that decides on the way is refused. Not yet run on a GPU: docs/runti
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,28 +19,11 @@ from lithe.families._packed import Feed, Pieces
 from lithe.families.base import Family
 from lithe.runtimes._fast import Fast
 from lithe.runtimes._kernels import kernels, need_compiler
+from lithe.runtimes._recent import Recent
 from lithe.types import Batch, Route
 
 SHAPES, ROUTES = 8, 16  # graphs kept: shapes of observations, and routes of each of them
 WARMUP = 3  # passes before a capture, in which libraries set up what must not be set up inside it
-T = TypeVar("T")
-
-
-class Recent(Generic[T]):
-    """The `limit` things used last, each made when it is first asked for."""
-
-    def __init__(self, limit: int):
-        self.limit, self.kept = limit, OrderedDict[Hashable, T]()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under the key. A failure to make it leaves what is kept as it was."""
-        if key not in self.kept:
-            made = make()
-            while len(self.kept) >= self.limit:
-                self.kept.popitem(last=False)
-            self.kept[key] = made
-        self.kept.move_to_end(key)
-        return self.kept[key]
 
 
 class Shape:
@@ -83,12 +65,7 @@ class Cudagraph(Fast):
         super().__init__(model, steps, seed)
 
     def prepare(self, model: Family) -> None:
-        router = model.router
-        if router is not None and any(router.landing(i) is not None for i in range(model.depth())):
-            raise ValueError(
-                f"this student's router {router.name} decides on the way, layer by layer, and a captured graph cannot "
-                "wait for it: use the runtime packed or compiled"
-            )
+        self.refuse_on_the_way(model)
         if self.place.index is not None and self.place.index != torch.cuda.current_device():
             raise ValueError(
                 f"the policy is on {self.place}, not the current GPU: torch.cuda.set_device({self.place.index}) first"
