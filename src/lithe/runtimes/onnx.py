@@ -23,6 +23,8 @@ class Onnx(Exported):
 
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # else its threads keep cores busy for a while after a graph, which torch then waits for
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         used = [one.name for one in session.get_inputs()]
         return lambda arrays: session.run(None, {name: arrays[name] for name in used})
