@@ -10,6 +10,7 @@ here. Everything lands in one folder, a step whose result is there is not done a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.console import Console
 from lithe import registry, result
 from lithe._facts import facts, trained
 from lithe.evaluate.entrants import entrant
-from lithe.recipe import Recipe, load
+from lithe.recipe import Recipe, load, parse
 
 TEACHER = "teacher"  # how the reference is called in every table
 
@@ -36,7 +37,8 @@ def reproduce(
 
     recipes: files; a shared base (`_*.yaml`) and the recipe of a teacher among them are left out.
     overrides: dotted settings for all, e.g. "train.steps=500". runs: timed chunks a policy. samples:
-    observations for the profile of the teacher. Raises ValueError for recipes that cannot be compared.
+    observations for the profile of the teacher. Raises ValueError for recipes that cannot be compared, and for a
+    folder that holds the run of another recipe.
     """
     out = Path(out)
     parsed = {Path(path).stem: load(path, list(overrides)) for path in recipes if not Path(path).name.startswith("_")}
@@ -155,11 +157,25 @@ def _once(made: Path, policies: list[str], make: Callable[[], dict[str, Any]]) -
 
 
 def _student(recipe: Recipe, folder: Path) -> Path:
+    """The trained policy; a finished run is taken as it is. Raises ValueError for one of another recipe."""
     from lithe.train import train
 
     if not (folder / "result.json").is_file():
         train(recipe, folder)
+    elif _weighty(_begun(folder)) != _weighty(recipe):
+        raise ValueError(f"{folder} holds a run of another recipe: choose another --out, or delete that folder")
     return folder / "student"
+
+
+def _begun(folder: Path) -> Recipe:
+    """The recipe of a run; a knob that was not there yet has its default."""
+    path = folder / "recipe.json"
+    return parse(json.loads(path.read_text())["recipe"], str(path))
+
+
+def _weighty(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the weights: neither its name nor what its gate asks."""
+    return {part: value for part, value in recipe.resolved().items() if part not in ("name", "gate")}
 
 
 def _evaluate(common: Recipe, policies: dict[str, str], out: Path) -> dict[str, Any]:

@@ -129,6 +129,19 @@ def test_unequal_budgets_are_refused(parsed, part, change, message):
         comparable({**parsed, "small": dataclasses.replace(parsed["small"], **change)})
 
 
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(recipes, tmp_path, monkeypatch):
+    """Another budget is another run; another gate is not, it asks something else of the same student."""
+    small = next(path for path in recipes if path.stem == "small")
+    train(load(small, []), tmp_path / "small")
+    before = (tmp_path / "small" / "result.json").read_bytes()
+    monkeypatch.setattr(sys.modules["lithe.reproduce"], "_evaluate", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(ValueError, match="small holds a run of another recipe: choose another --out, or delete"):
+        reproduce([small], tmp_path, ["train.steps=6"])
+    with pytest.raises(pytest.fail.Exception, match="evaluated"):
+        reproduce([small], tmp_path, ["gate.points=1"])
+    assert (tmp_path / "small" / "result.json").read_bytes() == before
+
+
 def test_a_teacher_that_cannot_act_there_is_refused_before_anything_is_trained(recipes, tmp_path):
     with pytest.raises(ValueError, match="looks through camera 'front'; metaworld has"):
         reproduce(recipes, tmp_path, ["gate.sim=metaworld"])
