@@ -13,7 +13,7 @@ missing() { # the names, as they are installed, of what this python lacks
 from importlib.util import find_spec
 needs = {"numpy": "numpy", "pydantic": "pydantic", "typer": "typer", "rich": "rich", "tqdm": "tqdm", "yaml": "pyyaml",
          "safetensors": "safetensors", "tokenizers": "tokenizers", "transformers": "transformers",
-         "huggingface_hub": "huggingface_hub", "accelerate": "accelerate", "pytest": "pytest"}
+         "huggingface_hub": "huggingface_hub", "pytest": "pytest"}  # none of which asks pip for another torch
 print(*[name for module, name in needs.items() if find_spec(module) is None])
 PY
 }
@@ -31,5 +31,7 @@ if [ -n "$lacking" ]; then
   lacking=$(missing); [ -z "$lacking" ] || fail "still missing: $lacking; put their wheels into .whl/"
 fi
 # Warnings of other versions than the pinned ones are none of this test's business.
-"$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/gpu
-exec "$python" scripts/gpu.py "$@"
+ok=0
+"$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -o addopts=--import-mode=importlib tests/gpu || ok=$?
+"$python" scripts/gpu.py "$@" || ok=$? # numbers are worth having beside a test that failed
+exit "$ok"

@@ -46,7 +46,7 @@ def runtimes(folder: Path) -> str:
 
 
 def _runtimes(path: Path, bench: dict[str, Any]) -> str:
-    settings, hardware, rows = bench["settings"], bench["hardware"], bench["rows"]
+    settings, rows = bench["settings"], bench["rows"]
     against = f"x faster than {rows[0]['ratio']['against']} (95 %)"
     lines = [
         f"| policy / runtime | layers | {against} | end to end | share of floor | error to eager |",
@@ -54,9 +54,8 @@ def _runtimes(path: Path, bench: dict[str, Any]) -> str:
         *map(_runtime, rows),
         "",
         f"{path.name.removesuffix('-runtimes.bench.json')}, {settings['dtype']}, {settings['views']} views, "
-        f"{settings['steps']} steps, {shown(settings)}one interleaved run, {hardware['cpu']}, {settings['threads']} "
-        f"threads, torch {bench['versions']['torch']}, commit {bench['commit']}. Source: `{path}`, which says of "
-        "LeRobot's rows what is equal and what is not.",
+        f"{settings['steps']} steps, {timed_on(bench)}. Source: `{path}`, which says of LeRobot's rows what is equal "
+        "and what is not.",
         "",
     ]
     return "\n".join(lines)
@@ -78,7 +77,8 @@ def _runtime(row: dict[str, Any]) -> str:
 def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> str:
     timed = {row["policy"]: row for row in bench["rows"]}
     heads = ROUTED if any("layers_run" in row for row in bench["rows"]) else ()
-    settings, hardware = evaluation["settings"], evaluation["hardware"]
+    settings = evaluation["settings"]
+    timing = f" Speed: vision included, {bench['settings']['runtime']} runtime, {timed_on(bench)}." if timed else ""
     lines = [
         f"### {path.name.removesuffix('.eval.json')}",
         "",
@@ -87,9 +87,8 @@ def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> st
         *(_row(row, timed.get(row["policy"], {}), bool(heads)) for row in evaluation["rows"]),
         "",
         f"{len(settings['tasks'])} tasks, {settings['episodes']} episodes each from the same initial states; "
-        "intervals: Wilson for rates, paired for differences. Speed: one interleaved run, vision included, eager "
-        f"runtime, {shown(bench['settings'])}{hardware['cpu']}, {hardware['cores']} cores, "
-        f"torch {evaluation['versions']['torch']}, commit {evaluation['commit']}. Source: `{path}`.",
+        f"intervals: Wilson for rates, paired for differences; commit {evaluation['commit']}.{timing} "
+        f"Source: `{path}`.",
         "",
         *([ABOUT_ROUTED, ""] if heads else []),
     ]
@@ -104,11 +103,18 @@ ABOUT_ROUTED = (
 )
 
 
-def shown(settings: dict[str, Any]) -> str:
-    """What the stopwatch's policies saw."""
-    if "episodes" not in settings:
-        return ""
-    return f"{settings['runs']} recorded observations of {settings['episodes']} episodes, "
+def timed_on(bench: dict[str, Any]) -> str:
+    """How a bench was taken: what the policies saw, and where it stood."""
+    settings, hardware = bench["settings"], bench["hardware"]
+    seen = ""
+    if "episodes" in settings:
+        tasks = f" of {settings['tasks']} tasks" if "tasks" in settings else ""
+        seen = f"{settings['runs']} recorded observations in {settings['episodes']} episodes{tasks}, "
+    busy = "" if settings["quiet"] else ", WHILE THE MACHINE WAS BUSY"
+    return (
+        f"{seen}one interleaved run, {hardware['cpu']}, {settings['threads']} threads, torch "
+        f"{bench['versions']['torch']}, commit {bench['commit']}{busy}"
+    )
 
 
 def _row(row: dict[str, Any], timed: dict[str, Any], routed: bool) -> str:

@@ -1,0 +1,77 @@
+"""Scripts that publish numbers: `make gpu` says what it could not measure, and a table says how it was timed."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lithe import registry, result
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "results" / "cpu-epyc-2"
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    return script("gpu")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return script("tables")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_runtime_that_cannot_be_attached_fails_the_run_and_leaves_the_other_rows(gpu, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("this machine cannot")
+
+    kind, out = registry.get, tmp_path / "bench.json"
+    monkeypatch.setattr(registry, "get", lambda folder, name: broken if name == "packed" else kind(folder, name))
+    words = ["--device", "cpu", "--preset", "pico", "--layers", "4,2", "--runs", "3", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert "pi05-L4/packed: this machine cannot" in str(stopped.value.code)
+    assert [row["policy"] for row in result.load(out)["rows"]] == ["pi05-L4/eager", "pi05-L2/eager"]
+
+
+def test_the_best_runtime_of_a_depth_is_held_to_its_target(gpu):
+    rows = [
+        {"policy": policy, "depth": depth, "latency_ms": {"p50": p50}}
+        for policy, depth, p50 in (("a", 18, 40.0), ("b", 18, 12.6), ("c", 6, 5.1), ("d", 9, 1.0))
+    ]
+    assert gpu.verdicts(rows) == ["b: 12.60 ms, target 12.7: met", "c: 5.10 ms, target 5.0: NOT MET"]
+
+
+def test_the_gpu_bench_needs_no_accelerate():
+    """Which would bring another torch where pip installs beside one that is there."""
+    code = (
+        "import sys; sys.modules['accelerate'] = None; sys.path[:0] = ['scripts', 'tests/gpu']\n"
+        "import gpu, test_cuda; document, left_out = gpu.measured('cpu', 'pico', [4], 2); assert not left_out"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_table_says_how_its_times_were_taken(tables):
+    path = PUBLISHED / "pi05-mini-metaworld-board.eval.json"
+    evaluation, bench = (result.load(path.with_name(path.name.replace("eval", kind))) for kind in ("eval", "bench"))
+    elsewhere = copy.deepcopy(bench)
+    elsewhere["settings"] |= {"quiet": False, "runtime": "packed"}
+    elsewhere["hardware"]["cpu"], elsewhere["commit"] = "another CPU", "c0ffee"
+    told = tables.section(path, evaluation, elsewhere)
+    for words in ("WHILE THE MACHINE WAS BUSY", "packed runtime", "another CPU", "commit c0ffee"):
+        assert words in told and words not in tables.section(path, evaluation, bench)
+    assert "Speed" not in tables.section(path, evaluation, {"rows": [], "settings": {}})
