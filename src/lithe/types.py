@@ -127,7 +127,8 @@ class Tap:
     """A place inside the model that a loss or an analysis wants to see.
 
     kind: "attention" = scores of action queries over all keys before the softmax, [B, K, Q, N + Q], masked entries at
-    -1e9; "prefix" = residual stream entering a trunk layer, [B, N, D]; "suffix" = the same in the expert, [B, Q, D].
+    -1e9; "prefix" = residual stream entering a trunk layer, [B, N, D]; "suffix" = the same in the expert, [B, Q, D];
+    "velocity" = what the model would answer if it ended before that layer, [B, R, H, A].
     layer: 0 ... L-1; for the streams also L, the stream after the last layer, before the final norm.
     """
 
@@ -159,7 +160,7 @@ class Out:
         """What came of the first noise draws; taps of the prefix, and keys, stay whole."""
         if draws == self.draws:
             return self
-        rows = {"attention": 2, "suffix": 1}  # the axis that holds the queries of all draws
+        rows = {"attention": 2, "suffix": 1, "velocity": 1}  # the axis that holds all draws, or their queries
         taps = {
             tap: x.narrow(rows[tap.kind], 0, x.shape[rows[tap.kind]] * draws // self.draws) if tap.kind in rows else x
             for tap, x in self.taps.items()

@@ -23,7 +23,7 @@ from lithe.routers import exits
 from lithe.routers.exits import NEVER, fit
 from lithe.runtimes.eager import Eager
 from lithe.surgery import KeepLayers
-from lithe.types import Route
+from lithe.types import Route, Tap
 
 distill = import_module("lithe.distill")  # on the package, the verb owns the name
 DEPTH, FRAMES, CPU = 4, 12, torch.device("cpu")
@@ -88,10 +88,11 @@ def calibration(method: Deer, student: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("knobs", "expected"),
     [
-        ({}, (0, (1, 2, 3), 4)),
+        ({}, (1, (2, 3), 4)),
         ({"least": 2}, (1, (2, 3), 4)),
+        ({"least": 3}, (2, (3,), 4)),
         ({"every": 2}, (1, (2,), 4)),
-        ({"keep": 3, "every": 2}, (0, (1,), 3)),
+        ({"keep": 3, "every": 2}, (1, (), 3)),
         ({"opening": "never"}, (1, (2, 3), 4)),
         ({"keep": 2, "opening": "never"}, (1, (), 2)),
         ({"keep": 2, "least": 2}, (0, (), 2)),
@@ -107,7 +108,7 @@ def test_exits_are_counted_back_from_the_largest(knobs, expected):
 def test_the_paper_has_exits_behind_every_second_layer():
     assert Deer(keep=12, every=2).stops(12) == (2, 4, 6, 8, 10, 12) and Deer(every=2).stops(4) == (2, 4)
     router = cut(Deer(ratio=2.0), teacher()).router
-    assert [b / a for a, b in pairwise(router.shares)] == [2.0, 2.0, 2.0]
+    assert [b / a for a, b in pairwise(router.shares)] == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,6 @@ def test_the_paper_has_exits_behind_every_second_layer():
         ({"keep": 2, "least": 3}, "method.least is 3, but only 2 layers are kept"),
         ({"least": 0}, "method.least must be at least 1, not 0"),
         ({"every": 0}, "method.every must be at least 1"),
-        ({"whole": 0}, "method.whole must be at least 1"),
         ({"samples": 0}, "method.samples must be at least 1"),
         ({"ratio": 0.0}, "method.ratio must be above 0"),
         ({"ratio": float("nan")}, "method.ratio must be above 0"),
@@ -133,37 +133,48 @@ def test_knobs_that_make_no_sense_are_refused(knobs, complaint):
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_runs_all_layers_or_ends_at_an_exit_all_exits_alike():
-    method, whole = Deer(least=2, whole=3), teacher()
-    student, stage = cut(method, whole), method.stages()[0]
-    luck = torch.Generator().manual_seed(0)
-    runs = [method.route(student, stage, luck).run for _ in range(1800)]
-    ends = np.array([sum(run) for run in runs])
-    assert all(run == (True,) * sum(run) + (False,) * (DEPTH - sum(run)) for run in runs)
-    assert set(ends) == {2, 3, 4}
-    third = 1 / 3 * 2 / 3  # of the two steps in three that are not whole
-    for end, share in ((2, third), (3, third), (4, 1 / 3 + third)):
-        assert abs((ends == end).mean() - share) < 0.04
-    always = Deer(whole=1)
-    assert {always.route(student, stage, luck).run for _ in range(20)} == {(True,) * DEPTH}
-
-
-def test_the_layers_behind_an_exit_are_not_trained():
-    method, whole = Deer(velocity=0.5, task=2.0), teacher()
+def trained(method: Deer, whole: Any) -> tuple[Any, deer.Step]:
+    """A student and one training step of it."""
     student = cut(method, whole)
     batch = student.example(2)
     draw = student.draw(batch, torch.Generator().manual_seed(3), 2)
-    out, expected = student(batch, draw, (), Route.without(DEPTH, 2, 3)), whole(batch, draw)
-    step = deer.Step(student, batch, out, expected, method.stages()[0], torch.nn.ModuleDict())
+    taps, route = method.taps(student, whole)[0], method.route(student, method.stages()[0], torch.Generator())
+    out, expected = student(batch, draw, taps, route), whole(batch, draw)
+    return student, deer.Step(student, batch, out, expected, method.stages()[0], torch.nn.ModuleDict())
+
+
+def check_a_pass_holds_the_velocity_of_every_exit(whole: Any) -> None:
+    student, step = trained(Deer(), whole)
+    draw = student.draw(step.batch, torch.Generator().manual_seed(3), 2)
+    assert set(step.outs[0].taps) == {Tap("velocity", end) for end in (1, 2, 3)}
+    for end in (1, 2, 3):
+        shorter = student(step.batch, draw, (), Route.without(DEPTH, *range(end, DEPTH)))
+        early = step.outs[0].taps[Tap("velocity", end)]
+        assert torch.equal(early, shorter.pred_BRHA), f"not the velocity behind {end} layers"
+        assert torch.equal(step.outs[0].first(1).taps[Tap("velocity", end)], early[:, :1])
+
+
+def check_a_step_trains_every_exit_alike(whole: Any) -> None:
+    """And the estimate that the first is compared with; by hand, from models that end there."""
+    method = Deer(velocity=0.5, task=2.0)
+    student, step = trained(method, whole)
+    draw = student.draw(step.batch, torch.Generator().manual_seed(3), 2)
+    routes = [Route.without(DEPTH, *range(end, DEPTH)) for end in (1, 2, 3, 4)]
+    ends = [student(step.batch, draw, (), route) for route in routes]
     terms = method.loss(step)
-    assert torch.equal(terms["task"], 2.0 * student.task_loss(out))
-    assert torch.equal(terms["kd/velocity"], 0.5 * student.imitation_loss(out, expected))
+    expected = 2.0 * sum(student.task_loss(end) for end in ends) / 4
+    torch.testing.assert_close(terms["task"], expected, rtol=1e-6, atol=0)
+    near = [0.5 * student.imitation_loss(end, step.outs[1]) / 4 for end in ends]
+    torch.testing.assert_close(terms["reg/early"], sum(near[:-1]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(terms["kd/velocity"], near[-1], rtol=1e-6, atol=0)
     assert set(dataclasses.replace(method, velocity=0.0).loss(step)) == {"task"}
-    terms["task"].backward()
-    for path in ("trunk.layers", "expert.layers"):
-        layers = student.get_submodule(path)
-        assert all(layer.k_proj.weight.grad.abs().max() > 0 for layer in layers[:2])
-        assert all(p.grad is None for layer in layers[2:] for p in layer.parameters())
+
+
+def test_a_student_without_exits_is_trained_at_its_end_alone():
+    method = Deer(keep=2, least=2)
+    student, step = trained(method, teacher())
+    assert method.taps(student, student) == ((), ())
+    assert torch.equal(method.loss(step)["task"], student.task_loss(step.outs[0]))
 
 
 # -- acting ------------------------------------------------------------------------------------------------------------
@@ -171,9 +182,9 @@ def test_the_layers_behind_an_exit_are_not_trained():
 
 def check_an_exit_is_a_shorter_model(whole: Any) -> None:
     batch = whole.example(1)
-    for end in (1, 2, 3):
+    for end in (2, 3):
         student = cut(Deer(), whole)
-        student.router.thresholds.copy_(torch.tensor([1e8 if i == end else NEVER for i in (1, 2, 3)]))
+        student.router.thresholds.copy_(torch.tensor([1e8 if i == end else NEVER for i in (2, 3)]))
         assert layers_run(student, batch, noise(whole)) == [end], f"it did not stop behind layer {end}"
         short = surgery.cut(whole, [KeepLayers("trunk", tuple(range(end)))])
         assert torch.equal(student.act(batch, noise(whole)), short.act(batch, noise(whole))), "not a shorter model"
@@ -195,7 +206,7 @@ def check_probes_say_what_an_exit_would(whole: Any) -> None:
     student.router.__class__ = Spy
     chunk = student.act(batch, noise(whole))
     assert torch.equal(chunk, whole.act(batch, noise(whole))), "probing changed the actions"
-    assert [i for i, _ in seen] == [0, 1, 2, 3]
+    assert [i for i, _ in seen] == [1, 2, 3]
     for end, estimate in seen:
         other = whole.act(batch, noise(whole), 1, Route.without(DEPTH, *range(end, DEPTH)))
         assert torch.equal(estimate, other), f"the estimate behind {end} layers is not that of one denoise step"
@@ -216,7 +227,23 @@ def check_shares_are_met(whole: Any) -> None:
         assert len(ran) == FRAMES and min(ran) == router.exits[0]
 
 
-CHECKS = (check_an_exit_is_a_shorter_model, check_probes_say_what_an_exit_would, check_shares_are_met)
+CHECKS = (
+    *(check_a_pass_holds_the_velocity_of_every_exit, check_a_step_trains_every_exit_alike),
+    *(check_an_exit_is_a_shorter_model, check_probes_say_what_an_exit_would, check_shares_are_met),
+)
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
+def test_the_estimates_that_are_compared_have_seen_the_observation(name, settings):
+    """A model of no layers answers all observations alike, so no exit may be measured by it."""
+    whole = teacher(name, settings)
+    reference = cut(Deer(), whole).router.reference
+    for end, alike in ((0, True), (reference, False)):
+        route = Route.without(DEPTH, *range(end, DEPTH))
+        a, b = whole.act(whole.example(2), noise(whole).expand(2, -1, -1), 1, route)
+        assert torch.equal(a, b) is alike
+    with pytest.raises(ValueError, match="give increasing numbers from 1"):
+        exits.Exits(cut(Deer(), whole).router.sizes, (1, 2), (1, 1, 1), 0, 4)
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
@@ -228,10 +255,10 @@ def test_every_family(check, name, settings):
 def test_thresholds_at_their_ends():
     whole = teacher()
     batch = whole.example(3)
-    for threshold, expected in ((NEVER, DEPTH), (0.0, DEPTH), (float("inf"), 1), (1e8, 1)):
+    for threshold, expected in ((NEVER, DEPTH), (0.0, DEPTH), (float("inf"), 2), (1e8, 2)):
         student = cut(Deer(), whole, threshold)
         assert layers_run(student, batch, noise(whole, 3)) == [expected] * 3
-    assert layers_run(cut(Deer(opening="never"), whole, 1e8), batch, noise(whole, 3)) == [2] * 3
+    assert layers_run(cut(Deer(least=2, opening="never"), whole, 1e8), batch, noise(whole, 3)) == [3] * 3
 
 
 def test_an_observation_is_decided_by_itself():
@@ -292,10 +319,10 @@ def test_too_few_observations_are_refused():
     with pytest.raises(ValueError, match="3 exits cannot be fitted to 2 observations"):
         fit(torch.rand(2, 2), (1, 1, 1))
     whole = teacher()
-    with pytest.raises(ValueError, match=r"4 exits cannot be fitted to 3 frames: .*\(method.samples is 3\)"):
-        Deer(samples=3).cut(whole)
+    with pytest.raises(ValueError, match=r"3 exits cannot be fitted to 2 frames: .*\(method.samples is 2\)"):
+        Deer(samples=2).cut(whole)
     student = cut(Deer(), whole)
-    with pytest.raises(ValueError, match=r"4 exits cannot be fitted to 2 frames: calibrate with more"):
+    with pytest.raises(ValueError, match=r"3 exits cannot be fitted to 2 frames: calibrate with more"):
         distill.finish(Deer(), student, frames(student, 2), CPU)
     assert Deer(samples=1, keep=2, least=2).cut(whole), "one exit alone needs no frames"
 
@@ -372,7 +399,24 @@ def finishing_is_not_written(patch):
     patch.setattr(distill, "finish", lambda *args: sound(*args) and False)
 
 
+def exits_are_trained_at_the_end_alone(patch):
+    patch.setattr(Deer, "taps", lambda self, *_: ((), ()))
+
+
+def the_early_velocity_is_the_last_one(patch):
+    sound = deer.Deer.loss
+
+    def loss(self, step):
+        out = dataclasses.replace(step.out, taps=dict.fromkeys(step.out.taps, step.out.pred_BRHA))
+        return sound(self, dataclasses.replace(step, out=out))
+
+    patch.setattr(Deer, "loss", loss)
+
+
 PLANTED = (
+    (check_a_pass_holds_the_velocity_of_every_exit, exits_are_trained_at_the_end_alone),
+    (check_a_step_trains_every_exit_alike, exits_are_trained_at_the_end_alone),
+    (check_a_step_trains_every_exit_alike, the_early_velocity_is_the_last_one),
     (check_shares_are_met, compares_with_the_first_estimate),
     (check_an_exit_is_a_shorter_model, stops_a_layer_late),
     (check_shares_are_met, thresholds_are_one_observation_off),

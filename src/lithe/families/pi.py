@@ -324,6 +324,8 @@ class Pi(FlowFamily):
         for i, (layer, cache) in enumerate(zip(self.expert.layers, caches, strict=True)):
             x = walk.enter(i, x)
             record(seen, taps, Tap("suffix", i), x)
+            if Tap("velocity", i) in taps:
+                record(seen, taps, Tap("velocity", i), self._answer(x, cond, draws, horizon).float())
             if cache is None:
                 continue
             wanted = Tap("attention", i) in taps
@@ -333,7 +335,11 @@ class Pi(FlowFamily):
             x = walk.leave(i, x, after)
         x = walk.end(x)
         record(seen, taps, Tap("suffix", self.config.depth), x)
-        x = self.expert.norm(x, cond)[0].unflatten(1, (draws, queries))[:, :, -horizon:]
+        return self._answer(x, cond, draws, horizon)
+
+    def _answer(self, x: Tensor, cond: Tensor | None, draws: int, horizon: int) -> Tensor:
+        """Velocity [B, R, H, A] out of the suffix stream [B, R*queries, width]."""
+        x = self.expert.norm(x, cond)[0].unflatten(1, (draws, -1))[:, :, -horizon:]
         return self.action_out(x.contiguous())  # of a strided input, frozen and trained weights give other last bits
 
     def _embed_suffix(self, batch: Batch, x_BRHA: Tensor, time_BR: Tensor) -> tuple[Tensor, Tensor | None, int]:

@@ -275,6 +275,8 @@ class SmolVLA(FlowFamily):
         for i, (layer, cache) in enumerate(zip(self.expert.layers, read.caches, strict=True)):
             x = walk.enter(i, x)
             record(seen, taps, Tap("suffix", i), x)
+            if Tap("velocity", i) in taps:
+                record(seen, taps, Tap("velocity", i), self._answer(x, x_BRHA).float())
             if cache is None:
                 continue
             after, scores = layer(x, read.suffix, cache, Tap("attention", i) in taps)
@@ -283,6 +285,10 @@ class SmolVLA(FlowFamily):
             x = walk.leave(i, x, after)
         x = walk.end(x)
         record(seen, taps, Tap("suffix", self.config.depth), x)
+        return self._answer(x, x_BRHA)
+
+    def _answer(self, x: Tensor, x_BRHA: Tensor) -> Tensor:
+        """Velocity, of the shape of the noisy chunks, out of the suffix stream [B, R*H, width]."""
         return self.action_out(self.expert.norm(x)).unflatten(1, x_BRHA.shape[1:3])
 
     def _embed_suffix(self, x_BRHA: Tensor, time_BR: Tensor) -> Tensor:

@@ -2,24 +2,27 @@
 
 Paper: "DeeR-VLA: Dynamic Inference of Multimodal LLMs for Efficient Robot Execution", arXiv 2411.02359.
 
-    L    = task * |v_k - u|^2  +  velocity * |v_k - v_T|^2,  k a random exit: trunk and expert end behind layer k
+    L    = mean over all exits k of  task * |v_k - u|^2  +  velocity * |v_k - v_T|^2
     exit : the first k whose estimate of the actions is at most eta_k from that of the exit before;  P_k ~ ratio^k of
            the calibration set stop there, which fits eta_k
 
-v_T is the teacher's velocity through every layer. The estimate is the chunk after one denoise step (routers/exits.py).
+v_k is the velocity where trunk and expert end behind layer k, v_T the teacher's through every layer. The estimate is
+the chunk after one denoise step (routers/exits.py).
 
 Departs from the paper: a flow policy has no pose head, so the action expert ends where the trunk does, and its norm and
-output layer serve every exit, as the paper's shared head does; there are no auxiliary heads and no LSTM. A step trains
-one exit for the whole batch, so that the layers behind it need not run, and the last one in about every `whole`-th step
-instead of always. The distillation term is ours: velocity 0 is the paper's loss. Thresholds are fitted to single frames
-of the training data, without augmentation. What is frozen is left to the recipe; no phase trains heads alone.
+output layer serve every exit, as the paper's shared head does, and no LSTM. That makes the losses of a random exit and
+the equally weighted auxiliary one the same: a pass through all layers holds every exit's velocity, so each step trains
+all of them, and the estimate before the first exit's as well. The distillation term is ours: velocity 0 is the paper's
+loss. Thresholds are fitted to single frames of the training data, without augmentation. What is frozen is left to the
+recipe; no phase trains heads alone.
 Guessed: all real action dimensions count, the gripper's too. The paper's exits are `every: 2`, `keep` 12 (or 4) of 24.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -34,7 +37,7 @@ from lithe.methods._depth import first
 from lithe.methods.base import Method, Stage, Step
 from lithe.routers.exits import Exits, fit
 from lithe.surgery import InstallRouter, KeepLayers, Op
-from lithe.types import Batch, Route
+from lithe.types import Batch, Route, Tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,11 @@ class Deer(Method):
     keep: int = 0  # the largest exit; layers behind it are removed. 0 = all stay
     least: int = 1  # layers that run at least
     every: int = 1  # an exit behind every so many layers, counted back from the largest
-    opening: Literal["layer_before", "never"] = "layer_before"  # what the first exit is compared with; never: not taken
+    opening: Literal["layer_before", "never"] = "layer_before"  # what the first exit is compared with; never: it is not
+    # taken, as where there is no layer before: a model of no layers has not seen the observation
     ratio: float = 1.0  # q, the exit ratio: how many observations stop at an exit for one at the exit before
     task: float = 1.0
     velocity: float = 1.0  # of distillation; the paper has none
-    whole: int = 2  # one step in so many runs every layer, by chance; the others end at a random exit
     samples: int = 224  # observations that thresholds are fitted to
     seed: int = 0  # of those observations and their noise
 
@@ -74,11 +77,12 @@ class Deer(Method):
         stops = self.stops(depth)
         if len(stops) == 1:  # nothing to compare
             return 0, ()
-        return (stops[0] - 1, stops[:-1]) if self.opening == "layer_before" else (stops[0], stops[1:-1])
+        before = self.opening == "layer_before" and stops[0] > 1
+        return (stops[0] - 1, stops[:-1]) if before else (stops[0], stops[1:-1])
 
     def stops(self, depth: int) -> tuple[int, ...]:
         """Numbers of layers behind which the model may end, the last one included. Raises ValueError for bad knobs."""
-        for name in ("least", "every", "whole", "samples"):
+        for name in ("least", "every", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name} must be at least 1, not {getattr(self, name)}")
         if self.least > depth:
@@ -88,16 +92,23 @@ class Deer(Method):
         return tuple(range(depth, self.least - 1, -self.every))[::-1]
 
     def route(self, student: Family, stage: Stage, generator: torch.Generator) -> Route:
-        depth = student.depth("trunk")
-        stops = self.stops(depth)
-        turn, choice = (int(torch.randint(n, (), generator=generator)) for n in (self.whole, len(stops)))
-        return Route.without(depth, *range(stops[choice] if turn else depth, depth))
+        return Route.without(student.depth("trunk"))
+
+    def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
+        reference, exits = self._exits(student.depth("trunk"))
+        return tuple(Tap("velocity", k) for k in (reference, *exits) if exits), ()
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         out, teacher_out = step.outs
-        terms = {"task": self.task * step.student.task_loss(out)}
+        early = [replace(out, pred_BRHA=velocity) for velocity in out.taps.values()]
+        tasks = [step.student.task_loss(end) for end in (*early, out)]
+        terms = {"task": self.task * torch.stack(tasks).mean()}
         if self.velocity:
-            terms["kd/velocity"] = self.velocity * step.student.imitation_loss(out, teacher_out)
+            weight = self.velocity / len(tasks)
+            terms["kd/velocity"] = weight * step.student.imitation_loss(out, teacher_out)
+            if early:
+                near = [step.student.imitation_loss(end, teacher_out) for end in early]
+                terms["reg/early"] = weight * torch.stack(near).sum()  # above 0 however whole the student is
         return terms
 
     def finish(self, student: Family, data: Data, device: torch.device) -> dict[str, Tensor]:

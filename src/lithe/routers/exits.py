@@ -35,10 +35,12 @@ class Exits(Router):
     def __init__(self, sizes: Sizes, exits: Sequence[int], shares: Sequence[float], reference: int, action_dim: int):
         super().__init__(sizes)
         rising = [reference, *exits, sizes.depth]
-        if rising != sorted(set(rising)) or reference < 0 or len(shares) != len(exits) + 1:
+        seen = reference > 0 or not exits  # an estimate of no layers is the same for all observations
+        if rising != sorted(set(rising)) or reference < 0 or not seen or len(shares) != len(exits) + 1:
             raise ValueError(
                 f"exits behind {list(exits)} layers of {sizes.depth}, with the estimate of {reference} layers before "
-                f"them and {len(shares)} shares, make no sense: give increasing numbers, and a share more than exits"
+                f"them and {len(shares)} shares, make no sense: give increasing numbers from 1, and a share more than "
+                "exits"
             )
         self.exits, self.shares, self.reference, self.action_dim = tuple(exits), tuple(shares), reference, action_dim
         self.register_buffer("thresholds", torch.full((len(exits),), UNFITTED))
