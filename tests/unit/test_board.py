@@ -83,6 +83,7 @@ def test_an_ablation_differs_from_its_method_in_what_it_says():
         "dysl-no_post_skip": {"post_skip"},
         "dysl-no_split": {"split", "rank", "controller"},
         "dysl-one_stage": {"one_stage"},
+        "dysl-no_jumps": {"second"},
         "dysl-always": {"jump", "skip"},  # which only controllers read
         "dysl-always-unguided": {"jump", "skip", "pre_skip", "post_skip"},
     }

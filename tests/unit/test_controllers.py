@@ -313,6 +313,8 @@ def test_allow_points_follow_the_change(rule):
             assert new >= old if after < before else new <= old
         assert 0 <= q[0] <= 2 and 3 <= q[1] <= 8
         seen.add(tuple(q))
+    known = next(i for i, level in enumerate(levels) if level is not None)
+    assert points[known] == [0, 3], "nothing may be skipped although C is known"
     assert len(seen) > 6 and {0, 2} <= {q[0] for q in seen} and {3, 8} <= {q[1] for q in seen}
 
 
@@ -334,6 +336,51 @@ def test_allow_points_follow_the_change(rule):
 )
 def test_how_far_allow_points_move(settings, change, earlier):
     assert Guidance(eta=1.0, **settings).earlier(change) == earlier
+
+
+def test_a_movement_at_one_speed_may_jump_as_soon_as_c_is_known():
+    """k + 1 actions make the first C, however many of them a chunk has; from then on everything may be skipped."""
+    for replan, chunks in ((1, 6), (2, 3), (4, 2), (10, 1)):
+        memory = Continuity(((0, 2), (3, 6)), Guidance(k=5))
+        for n in range(30 // replan):
+            known = memory.level is not None
+            assert known == (n >= chunks) and all(memory.allows(i) == known for i in (0, 1, 3, 4, 5)), (replan, n)
+            steps = np.arange(n * replan, (n + 1) * replan)[:, None]
+            memory.note(0.1 * steps * np.ones(3))
+
+
+def test_jumps_are_common_where_a_movement_is_smooth_and_rarer_where_it_drops():
+    """Layers of 12 that run where allow points alone stand against a jump, eta as calibrated: all until C is known,
+    then few, but more after every drop of eta. `held` is a point that nothing but rises of C ever lifts."""
+    router = Controllers(Sizes(12, 32, 16), (0, 1, 2, 11), 2, 3, jump="always")
+    episodes = [reaches(seed) for seed in range(40)]
+    eta = float(np.quantile([abs(change) for each in episodes for change in changes(each, 4, 5)], 0.9))
+    router.guidance, ((begin, behind),) = Guidance(eta=eta, eta1=eta), router.segments
+    layers, bound, drops, rises = [], [], [], []
+    for actions in episodes:
+        memory: Any = router.memory()
+        held = behind
+        for first in range(0, len(actions) - 3, 4):
+            layers.append(4 + sum(not memory.allows(i) for i in router.landings))
+            if memory.level is None:
+                assert layers[-1] == 12
+            elif memory.change is not None:
+                (rises if memory.change > 0 else drops if memory.change <= -eta else []).append(layers[-1])
+                held = max(begin, min(behind, held - router.guidance.earlier(memory.change)))
+            bound.append(held + 1)
+            memory.note(actions[first : first + 4])
+    assert np.mean(layers) < 6 and np.mean(layers) < np.mean(bound) - 2, "the block does not lift"
+    assert len(drops) > 20 and min(drops) > 4 and np.mean(drops) > np.mean(rises) + 0.8
+
+
+def reaches(seed: int, length: int = 68) -> np.ndarray:
+    """Smooth movements from place to place at changing speed, a rest after each, with a little noise."""
+    rng, place, path = np.random.default_rng(seed), np.zeros(4), []
+    while sum(map(len, path)) < length:
+        s, goal = np.linspace(0, 1, rng.integers(12, 30))[:, None], rng.uniform(-1, 1, 4)
+        path += [place + (goal - place) * (10 * s**3 - 15 * s**4 + 6 * s**5), np.repeat(goal[None], 4, 0)]
+        place = goal
+    return np.concatenate(path)[:length] + 1e-3 * rng.normal(size=(length, 4))
 
 
 def test_nothing_is_allowed_behind_a_segment():

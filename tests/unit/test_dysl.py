@@ -1,4 +1,4 @@
-"""DySL-VLA: the split, the limit on parameters, both stages against slow formulas, and what must never change.
+"""DySL-VLA: the split, the limit on parameters, its stages against slow formulas, and what must never change.
 
 The numbers in brackets refer to section 9.1 of the reconstruction notes: properties that any faithful version has.
 """
@@ -19,7 +19,7 @@ from lithe import registry, surgery
 from lithe.data.fake import FakeData
 from lithe.distill import Trainer
 from lithe.methods.base import Step
-from lithe.methods.dysl import Dysl, informative, relative, spread
+from lithe.methods.dysl import Dysl, informative, jumping, relative, spread
 from lithe.recipe import Train
 from lithe.routers.controllers import parameters, segments
 from lithe.types import Out, Route, Tap
@@ -118,7 +118,7 @@ def test_calibration_fills_in_what_was_left_open(monkeypatch):
     model, data = fitted()
     method = Dysl(share=0.3, samples=40).calibrated(model, data)
     assert method.static == (2, 3, 5) and calls == [{"kind": "cos", "samples": 40}]
-    assert 0 < method.eta < method.eta1
+    assert 0 < method.eta == method.eta1
     kept = Dysl(static=(0, 5), eta=0.5, eta1=0.25)
     assert kept.calibrated(model, data) == kept and len(calls) == 1
     unguided = Dysl(split=False, pre_skip=False, post_skip=False).calibrated(model, data)
@@ -145,7 +145,7 @@ def test_changes_are_estimated_along_episodes_in_model_units():
             windows = [lengths[j - 3 : j].mean() for j in range(behind - replan, behind) if j >= 3]
             levels += [-max(windows)] if windows else []
         found += [abs(b - a) for a, b in pairwise(levels)]
-    assert method._usual_changes(model, data) == pytest.approx(tuple(np.quantile(found, (0.5, 0.9))), rel=1e-4)
+    assert method._large_change(model, data) == pytest.approx(np.quantile(found, 0.9), rel=1e-4)
     with pytest.raises(ValueError, match=r"set method.eta and method.eta1"):
         build().calibrated(*fitted(length=6, episodes=9))
 
@@ -191,7 +191,10 @@ def test_without_a_split_only_the_last_layer_is_static():
         {"split": False},
         {"one_stage": True, "jump": "always"},
         {"jump": "always", "skip": 0.1},
-        {"jump": "random", "rate": 0.5, "first": 0.4},
+        {"jump": "random", "rate": 0.5, "second": 0.0, "first": 0.4},
+        {"jump": "always", "second": 0.0, "task": 2.0},
+        {"one_stage": True, "second": 0.2},
+        {"one_stage": True, "tokens": "each"},
         {"jump": "random"},
         {"rate": 0.5},
         {"rule": "symmetric", "pre_skip": False},
@@ -200,6 +203,9 @@ def test_without_a_split_only_the_last_layer_is_static():
         {"clip": 9.0, "tokens": "each"},
         {"static": (), "share": 1.0},
         {"first": 1.0},
+        {"first": 0.0},
+        {"second": -0.1},
+        {"first": 0.4, "second": 0.6},
         {"static": (1, 4)},
         {"static": (0, 1, 2, 3, 4, 5)},
         {"eta": 0.0},
@@ -219,11 +225,24 @@ def test_stages():
     def plan(method: Dysl) -> list[tuple[str, float, tuple[str, ...], bool]]:
         return [(s.name, s.share, s.train, s.student) for s in method.stages()]
 
-    adapters = ("router.adapters.",)
-    assert plan(build(first=0.25)) == [("adapters", 0.25, adapters, False), ("controllers", 0.75, ("router.",), True)]
+    fitted = ("adapters", 0.25, ("router.adapters.",), False)
+    jumps, controllers = ("jumps", 0.25, ("router.adapters.",), True), ("controllers", 0.5, ("router.",), True)
+    assert plan(build(first=0.25, second=0.25)) == [fitted, jumps, controllers]
+    assert plan(build(first=0.25, second=0.0)) == [fitted, (*controllers[:1], 0.75, *controllers[2:])]
     for control in ({"jump": "always"}, {"jump": "random", "rate": 0.5}):
-        assert plan(build(**control)) == [("adapters", 1.0, adapters, False)]
+        assert plan(build(**control, first=0.25, second=0.25)) == [fitted, jumps]
+        assert plan(build(**control, second=0.0)) == [("adapters", 0.3, *fitted[2:])]
     assert plan(build(one_stage=True)) == [("together", 1.0, ("router.",), True)]
+    assert plan(build()) == [(n, pytest.approx(s), *rest) for (n, _, *rest), s in zip(plan(build()), (0.3, 0.4, 0.3))]
+
+
+def test_a_knob_that_no_stage_reads_is_named():
+    with pytest.raises(ValueError, match=r"no stage of this training \(adapters, jumps\) reads skip or threshold"):
+        build(jump="always", skip=0.1, threshold=0.4).cut(teacher())
+    with pytest.raises(ValueError, match=r"\(adapters\) reads task or velocity or first"):
+        build(jump="always", second=0.0, task=2.0, velocity=0.0, first=0.5).cut(teacher())
+    for read in ({"task": 2.0, "positions": "model"}, {"first": 0.5, "clip": 3.0}):
+        assert build(jump="always", **read).cut(teacher())
 
 
 # -- stage 1 -----------------------------------------------------------------------------------------------------------
@@ -331,7 +350,82 @@ def test_adapters_learn_at_every_position():
             assert term.item() < 0.97, f"{name} at layer {i}"
 
 
-# -- stage 2 -----------------------------------------------------------------------------------------------------------
+# -- jumps -------------------------------------------------------------------------------------------------------------
+
+
+def jumps_of(method: Dysl, student: Any, seed: int) -> Route:
+    return method.route(student, method.stages()[1], torch.Generator().manual_seed(seed))
+
+
+@every_family
+def test_stage_jumps_computes_what_acting_does(family):
+    """Bit for bit the chunk of controllers that fire at these layers, and layers that are jumped over do not run."""
+    method, model = build(), teacher(family)
+    student = surgery.cut(model, method.cut(model)).eval()
+    moved(student.router)
+    batch, ran = model.example(1, torch.Generator().manual_seed(2)), set()
+    draw = model.draw(batch, torch.Generator().manual_seed(3), augment=False)
+    draw = dataclasses.replace(draw, time_BR=torch.ones(1, 1))  # the first of one denoise step
+    for path in surgery.find_stack(student, "trunk").paths:
+        for i, layer in enumerate(student.get_submodule(path)):
+            for part in layer.modules():
+                part.register_forward_hook(lambda *_, i=i: ran.add(i))
+    for seed in range(4):
+        close(student)
+        asked = jumps_of(method, student, seed)
+        ran.clear()
+        with torch.no_grad():
+            out = student(batch, draw, (), asked)
+        assert ran == {i for i, run in enumerate(asked.run) if run} and len(ran) < DEPTH
+        for way in asked.crossings:
+            student.router.controllers[str(way.start)].up.bias.data.fill_(SURE)
+        taken: list[Route] = []
+        chunk = student.act(batch, draw.noise_BRHA[:, 0], 1, told=taken.append)
+        assert (taken[0].run, taken[0].crossings) == (asked.run, asked.crossings)
+        assert torch.equal(chunk, draw.noise_BRHA[:, 0] - out.pred_BRHA[:, 0])
+        assert not torch.equal(chunk, model.act(batch, draw.noise_BRHA[:, 0], 1))
+
+
+def test_a_step_of_jumps_crosses_every_segment_at_a_random_position():
+    method, model = build(), teacher()
+    student = surgery.cut(model, method.cut(model))
+    seen = [tuple((way.start, way.end) for way in jumps_of(method, student, seed).crossings) for seed in range(60)]
+    assert set(seen) == {((0, 1), (i, 5)) for i in (2, 3, 4)} and min(seen.count(way) for way in set(seen)) > 10
+    assert not any(jumps_of(method, student, seed).asked for seed in range(9))
+    alone = {tuple(w.start for w in jumps_of(build(positions="model"), student, s).crossings) for s in range(60)}
+    assert alone == {(0,), (2,), (3,), (4,)}
+
+
+def test_adapters_learn_to_jump_in_stage_jumps():
+    """Also on noise and times that they were not trained on, where every segment is jumped over as a whole. Without the
+    task: the teacher has random weights, and actions that are as random would lead away from it."""
+    method, model = build(rank=4, task=0.0), teacher()
+    student = surgery.cut(model, method.cut(model))
+    full = jumping(student, (0, 2))
+    assert full.run == (False, True, False, False, False, True)
+
+    def error() -> float:
+        batch = model.example(8, torch.Generator().manual_seed(2))
+        draw = model.draw(batch, torch.Generator().manual_seed(7), 4, augment=False)
+        with torch.no_grad():
+            return float(model.imitation_loss(student(batch, draw, (), full), model(batch, draw)))
+
+    before, names = error(), set()
+    optimizer = torch.optim.Adam(student.router.adapters.parameters(), lr=1e-2)
+    for seed in range(25):
+        terms = method.loss(step(method, model, student, 1, jumps_of(method, student, seed)))
+        names |= terms.keys()
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        if not seed:
+            assert all(student.router.adapters[s]["0"].up.weight.grad.any() for s in ("prefix", "suffix"))
+        optimizer.step()
+    assert names == {"task", "kd/velocity", "kd/prefix", "kd/suffix"}
+    assert error() < 0.7 * before
+    assert all(p.grad is None for p in student.router.controllers.parameters())
+
+
+# -- controllers -------------------------------------------------------------------------------------------------------
 
 
 @every_family
@@ -344,7 +438,7 @@ def test_nothing_to_learn_when_every_layer_runs(family, precision):
     close(student)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for route in (None, Route.full(DEPTH)):
-            terms = method.loss(step(method, model, student, 1, route))
+            terms = method.loss(step(method, model, student, -1, route))
             assert {"kd/velocity", "kd/prefix", "kd/suffix"} <= terms.keys() and ("reg/skip" in terms) == (
                 route is None
             )
@@ -356,7 +450,7 @@ def test_nothing_to_learn_when_every_layer_runs(family, precision):
                     )
                     assert any(g is not None for g in found) and all(g is None or not g.any() for g in found)
         close(student, 0.0)
-        terms = method.loss(step(method, model, student, 1))
+        terms = method.loss(step(method, model, student, -1))
         assert all(terms[name].item() > 0 for name in ("kd/velocity", "kd/prefix", "kd/suffix"))
 
 
@@ -369,7 +463,7 @@ def test_one_step_for_skipping_raises_every_share():
 
     def shares(asked: tuple[int, ...]) -> Tensor:
         route = dataclasses.replace(Route.full(DEPTH), asked=asked)
-        s = step(method, model, student, 1, route)
+        s = step(method, model, student, -1, route)
         method_terms[:] = [method.loss(s)]
         return torch.stack([c.share_B for c in s.out.route.crossings])
 
@@ -388,7 +482,7 @@ def test_task_and_imitation_reach_controllers_and_adapters():
     method, model = build(), teacher()
     student = surgery.cut(model, method.cut(model))
     moved(student.router)
-    s = step(method, model, student, 1, dataclasses.replace(Route.full(DEPTH), asked=(0, 3)))
+    s = step(method, model, student, -1, dataclasses.replace(Route.full(DEPTH), asked=(0, 3)))
     learned = {name: term for name, term in method.loss(s).items() if not name.startswith("note/")}
     for name, term in learned.items():
         student.router.zero_grad()
@@ -413,7 +507,7 @@ def test_hidden_states_are_compared_relatively_and_where_tokens_are_valid():
 
 def test_a_step_asks_one_random_position_of_every_segment():
     method, model = build(), teacher()
-    student, (adapters, controllers) = surgery.cut(model, method.cut(model)), method.stages()
+    student, (adapters, controllers) = surgery.cut(model, method.cut(model)), method.stages()[::2]
     assert method.route(student, adapters, torch.Generator()) is None
 
     def asked(method: Dysl, seed: int) -> tuple[int, ...]:
@@ -433,14 +527,14 @@ def test_a_step_asks_one_random_position_of_every_segment():
 def test_every_weight_among_the_knobs_counts():
     """In the surgery, the stages, or the loss of a step that asks the controllers."""
     plain, model = build(), teacher()
-    steps = [step(plain, model, stage=n) for n in range(2)]
+    steps = [step(plain, model, stage=n) for n in range(3)]
 
     def answers(method: Dysl) -> str:
         terms = [{k: v.item() for k, v in method.loss(s).items()} for s in steps]
         return repr((method.cut(model), method.stages(), terms))
 
     names = {name for name, value in vars(plain).items() if isinstance(value, float) and value} - {"share"}
-    assert {"task", "velocity", "hidden", "skip", "prefix", "suffix", "first", "threshold"} <= names
+    assert {"task", "velocity", "hidden", "skip", "prefix", "suffix", "first", "second", "threshold"} <= names
     for name in names:
         other = build(**{name: getattr(plain, name) / 2})
         assert answers(other) != answers(plain), f"the knob {name!r} changes nothing"
@@ -455,11 +549,11 @@ def trained(method: Dysl, model: Any, data: FakeData, **settings: Any) -> Any:
     return trainer.result()
 
 
-def test_both_stages_leave_the_policy_as_it_was():
+def test_no_stage_touches_the_policy():
     """[9, 1] Every weight of it, bit for bit; what they train is the router, and closed it is still the teacher."""
     model, data = fitted(length=10)
     method = build()
-    begun, ended = surgery.cut(model, method.cut(model)), trained(method, model, data)
+    begun, ended = surgery.cut(model, method.cut(model)), trained(method, model, data, steps=7)
     before, after = begun.state_dict(), ended.state_dict()
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}

@@ -2,13 +2,13 @@
 
 Paper: "DySL-VLA", arXiv 2602.22896. We know neither its losses nor its sizes and thresholds: each guess is a knob.
     adapters     sum |E_i(h_i) - h_nxt(i)|^2 / sum |h_nxt(i) - h_i|^2       on the teacher's streams; mean over i
-    controllers  L_task + |v_S - v_T|^2 + |h_S - h_T|^2 / |h_T|^2 - skip * mean q_i
-                 one random i a segment, whose next static layer reads q_i E_i(h_i) + (1 - q_i) F(h_i)
+    jumps        L_task + |v_S - v_T|^2 + |h_S - h_T|^2 / |h_T|^2   jumping as acting does, from one random i a segment
+    controllers  the same - skip * mean q_i          where layer nxt(i) reads q_i E_i(h_i) + (1 - q_i) F(h_i) instead
 Guessed: all of `routers/controllers.py`; the score; adapters for the expert too, blind to flow time; hidden states seen
-where the last layer reads the prefix and where actions leave the expert. Departs: the velocity, not the action, is
-imitated; both stages train at one rate; a step asks the same positions of all samples; eta and eta1 are the 0.5 and 0.9
-quantiles of |dC| in demonstrations, not in rollouts, and before `calibrated` those of a port to another policy, while
-static layers are then spread evenly."""
+where the last layer reads the prefix and where actions leave the expert. Departs: `jumps` is ours (`second: 0` is the
+paper's two stages); the velocity, not the action, is imitated; all stages train at one rate; a step asks the same
+positions of all samples; eta and eta1 are the 0.9 quantile of |dC| in demonstrations, not in rollouts, and before
+`calibrated` those of a port to another policy, while static layers are then spread evenly."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ from lithe.routers._continuity import Guidance, Rule, changes
 from lithe.routers.controllers import Controllers, Jump, parameters, segments
 from lithe.scores import agreed
 from lithe.surgery import InstallRouter, Op
-from lithe.types import Out, Route, Tap
+from lithe.types import Crossing, Out, Route, Tap
 
 STREAMS = ("prefix", "suffix")
+JUMPS = "jumps"  # the stage
 MOST = 30  # the router may have one parameter for so many of the policy's
 RANK, HIDDEN = 128, 104  # those that fit what is known of the paper's 14 M parameters at width 2048
-LEARNED = ("task", "velocity", "hidden", "skip", "positions", "threshold", "first")  # what only controllers need
+FITTED = ("tokens", "clip", "prefix", "suffix")  # what stage `adapters` reads,
+COMPARED = ("task", "velocity", "hidden", "positions")  # a stage in which the student runs,
+ASKED = ("skip", "threshold")  # and one in which controllers are asked
 CALLS = 8  # chunks of a demonstration that eta is estimated from, after those that fill the window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dysl(Method):
-    """Adapters and controllers on a frozen policy, trained in two stages."""
+    """Adapters and controllers on a frozen policy: adapters first, then controllers with them."""
 
     paper: ClassVar[str] = "DySL-VLA, arXiv 2602.22896"
 
@@ -53,7 +56,7 @@ class Dysl(Method):
     controller: int = 0  # hidden width of a controller; 0 = 104, or an eighth of a prefix narrower than that
     threshold: float = 0.5  # q above which a controller fires
 
-    jump: Jump = "learned"  # always, random: controls with trained adapters and no controllers
+    jump: Jump = "learned"  # always, random: controls with trained adapters and no controllers, nor their steps
     rate: float = 0.0  # of random jumps, at every dynamic layer that is reached
 
     pre_skip: bool = True  # allow points follow the smoothness C of the movement
@@ -66,7 +69,8 @@ class Dysl(Method):
     dead_zone: float = 0.0  # changes of C that move no allow point
     printed_sign: bool = False  # an ablation: allow points move as printed, against the paper's text
 
-    first: float = 0.5  # share of the steps in which only adapters are trained
+    first: float = 0.3  # share of the steps in which adapters are fitted to the teacher's streams
+    second: float = 0.4  # share in which they alone are trained by jumping; controllers have the rest of the steps
     one_stage: bool = False  # an ablation: everything at once, from untrained adapters
     tokens: Literal["together", "each"] = "together"  # each: every token's error relative to its own distance
     clip: float = 0.0  # a token weighs no more than one that goes `clip` times the median squared distance; 0 = off
@@ -87,12 +91,14 @@ class Dysl(Method):
         if self.split and not static:
             static = informative(agreed(teacher, data, self.scores, self.samples), self.share)
         if (self.pre_skip and eta is None) or (self.post_skip and eta1 is None):
-            median, high = self._usual_changes(teacher, data)
-            eta, eta1 = (median if eta is None else eta), (high if eta1 is None else eta1)
+            large = self._large_change(teacher, data)
+            eta, eta1 = (large if eta is None else eta), (large if eta1 is None else eta1)
         return replace(self, static=static, eta=eta, eta1=eta1)
 
-    def _usual_changes(self, teacher: Family, data: Data) -> tuple[float, float]:
-        """Two quantiles of |dC| over demonstrations executed like the policy's chunks, each within one episode."""
+    def _large_change(self, teacher: Family, data: Data) -> float:
+        """The |dC| that one change in ten exceeds, over demonstrations executed like the policy's chunks, each within
+        one episode. Smaller ones are how any movement goes: measured by their median, allow points would take back
+        most of the jumps, against what the paper's times say."""
         replan = teacher.spec.replan
         frames = np.random.default_rng(0).choice(len(data), min(self.samples, len(data)), replace=False)
         raw = data.samples(frames, (-(-(self.k + 1) // replan) + CALLS) * replan)
@@ -101,13 +107,13 @@ class Dysl(Method):
         moved_BHA = actions[..., : teacher.spec.action_dim].numpy()
         rows = [row[~padded] for row, padded in zip(moved_BHA, raw["padded"], strict=True)]
         found = [abs(change) for row in rows for change in changes(row, replan, self.k)]
-        median, high = np.quantile(found, (0.5, 0.9)) if found else (0.0, 0.0)
-        if not median > 0:
+        large = float(np.quantile(found, 0.9)) if found else 0.0
+        if not large > 0:
             raise ValueError(
                 "the demonstrations do not say how smoothness changes (episodes too short, or actions that stand "
                 "still): set method.eta and method.eta1, or method.pre_skip and method.post_skip to false"
             )
-        return float(median), float(high)
+        return large
 
     def cut(self, teacher: Family) -> list[Op]:
         self._check()
@@ -145,34 +151,50 @@ class Dysl(Method):
 
     def _check(self) -> None:
         """Raises ValueError for knobs that contradict, or would ignore, each other."""
-        told = [name for name in LEARNED if getattr(self, name) != getattr(type(self), name)]
+        stages, unread = ", ".join(stage.name for stage in self.stages()), " or ".join(self._unread())
         prior = self.rule != "ceiling" or self.dead_zone or self.printed_sign
         wrong = {
             "method.static, or method.split: false, not both": self.static and not self.split,
             "method.one_stage trains controllers; method.jump has none": self.one_stage and self.jump != "learned",
-            f"method.jump: {self.jump} trains no controllers, and nothing reads {' and '.join(told)}": (
-                told and self.jump != "learned"
-            ),
+            f"method: no stage of this training ({stages}) reads {unread}": unread,
             "method.rule, dead_zone and printed_sign need method.pre_skip": prior and not self.pre_skip,
             "method.cooldown needs method.post_skip": self.cooldown and not self.post_skip,
             "method.clip is for tokens that are weighed together": self.clip and self.tokens == "each",
             "method.share must be above 0 and below 1": not 0 < self.share < 1,
             "method.threshold must be above 0 and below 1": not 0 < self.threshold < 1,
-            "method.first must be above 0 and below 1, or set method.one_stage": not 0 < self.first < 1,
+            "method.first must be above 0 and method.second not below, with less than 1 together": not (
+                self.first > 0 <= self.second < 1 - self.first
+            ),
         }
         for what, found in wrong.items():
             if found:
                 raise ValueError(f"{what}: change one of them")
 
+    def _unread(self) -> list[str]:
+        """The knobs that were turned, and that no stage of this training reads."""
+        jumps, asks = self.second > 0 and not self.one_stage, self.jump == "learned"
+        readers = {
+            FITTED: not self.one_stage,
+            COMPARED: jumps or asks,
+            ASKED: asks,
+            ("first",): not self.one_stage and (jumps or asks),
+            ("second",): not self.one_stage,
+        }
+        idle = [name for names, read in readers.items() if not read for name in names]
+        return [name for name in idle if getattr(self, name) != getattr(type(self), name)]
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def stages(self) -> list[Stage]:
-        adapters = Stage("adapters", self.first, ("router.adapters.",), student=False)
-        if self.jump != "learned":
-            return [replace(adapters, share=1.0)]
         if self.one_stage:
             return [Stage("together", train=("router.",))]
-        return [adapters, Stage("controllers", 1 - self.first, ("router.",))]
+        adapters = Stage("adapters", self.first, ("router.adapters.",), student=False)
+        found = [adapters]
+        if self.second:
+            found.append(Stage(JUMPS, self.second, adapters.train))
+        if self.jump == "learned":
+            found.append(Stage("controllers", 1 - self.first - self.second, ("router.",)))
+        return found
 
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         stages, router = self.stages(), _router(student)
@@ -193,6 +215,8 @@ class Dysl(Method):
         asked = [first + _below(behind - first, generator) for first, behind in found]
         if self.positions == "model":
             asked = [asked[_below(len(asked), generator)]]
+        if stage.name == JUMPS:
+            return jumping(student, asked)
         return replace(Route.full(student.depth("trunk")), asked=tuple(asked))
 
     def aux(self, teacher: Family) -> nn.ModuleDict:
@@ -283,6 +307,13 @@ def relative(a: Tensor, b: Tensor, valid_BN: Tensor | None) -> Tensor:
     if valid_BN is not None:
         missed, size = missed * valid_BN, size * valid_BN
     return missed.sum() / size.sum()
+
+
+def jumping(student: Family, asked: Sequence[int]) -> Route:
+    """The way that acting takes when the controllers of these layers fire: layers that are jumped over do not run."""
+    ways = tuple(Crossing(i, _router(student).landings[i]) for i in asked)
+    skipped = [i for way in ways for i in range(way.start, way.end)]
+    return replace(Route.without(student.depth("trunk"), *skipped), crossings=ways)
 
 
 def _router(student: Family) -> Controllers:

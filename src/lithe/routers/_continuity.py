@@ -6,7 +6,8 @@
 A policy executes several actions of a chunk before it is asked again, so C moves by whole chunks. C of a chunk is the
 lowest value that it reaches at any of its executed actions: a grasp in the middle of a chunk counts in full, however
 long the chunk and short the window. With one action a chunk that is the paper's C. An episode begins with p behind
-every segment, where nothing may be skipped, and no p moves before two values of C exist (k + 1 actions make the first).
+every segment, where nothing may be skipped; the first C (of k + 1 actions) lifts that, p goes to the first layer of its
+segment, and from the second C on p follows. Lifted by rises of C alone it would stay behind for most of an episode.
 Verification is a self-check: a drop of C below -eta1 that follows none has the chunk computed again by every layer.
 """
 
@@ -87,6 +88,8 @@ class Continuity(Memory):
             earlier = self.guidance.earlier(self.change)
             bounds = zip(self.points, self.segments)
             self.points = [min(max(point - earlier, first), behind) for point, (first, behind) in bounds]
+        elif level is not None:
+            self.points = [first for first, _ in self.segments]
         self.level, self.last_A = level, np.array(actions_HA[-1], np.float64)
         self.lengths = known_J[max(0, len(known_J) - self.guidance.k + 1) :]
         self.resting = self.guidance.cooldown if self.doubted else max(0, self.resting - 1)
