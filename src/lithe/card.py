@@ -73,8 +73,14 @@ def _how(about: dict[str, Any]) -> list[str]:
 
 
 def _success(document: dict[str, Any], digest: str, name: str) -> list[str]:
-    """Success by task. Raises ValueError when the Result is about other weights."""
-    policies = document["settings"]["policies"]
+    """Success by task. Raises ValueError when the Result is about other weights, or about more than being solved."""
+    settings = document["settings"]
+    if settings.get("execution") or settings.get("sim_options", {}).get("moving"):
+        raise ValueError(
+            f"{name} was played in real time or with a moving target, which is no plain success on "
+            f"{document['name']}: give an evaluation without --realtime and --moving"
+        )
+    policies = settings["policies"]
     mine = [policy for policy, facts in policies.items() if digest in facts.values()]
     if not mine:
         raise ValueError(f"{name} is not an evaluation of these weights: evaluate this folder first")

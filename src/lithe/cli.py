@@ -128,7 +128,7 @@ def eval_(
         str | None,
         typer.Option(
             help="How long they think, in ms: 120, or 0,50,100 for a curve, or teacher=120,student=50, or a Result of "
-            "lithe bench, runs/bench.json, for what each took there."
+            "lithe bench, runs/bench.json, for what each took there (one that decides how many layers run: ms)."
         ),
     ] = None,
     moving: Annotated[

@@ -18,10 +18,10 @@ def folder(tmp_path):
     return checkpoint.save(student, tmp_path / "small", method={"name": "finetune"}, step=5, steps=9)
 
 
-def evaluation(tmp_path, weights):
+def evaluation(tmp_path, weights, **settings):
     success = {"rate": 0.75, "n": 8, "low": 0.41, "high": 0.93}
     row = {"policy": "student", "success": success, "tasks": {"reach-red": {"success": success}}}
-    document = result.make("eval", "fake", {"policies": {"student": {"weights": weights}}}, [row])
+    document = result.make("eval", "fake", {"policies": {"student": {"weights": weights}}, **settings}, [row])
     return result.save(document, tmp_path / "eval.json")
 
 
@@ -43,6 +43,10 @@ def test_success_comes_from_a_result_about_these_weights(folder, tmp_path):
     digest = checkpoint.read_card(folder)["sha256"]
     text = card.write(folder, result=evaluation(tmp_path, digest)).read_text()
     assert "| reach-red | 75.0 | 41.0 to 93.0 | 8 |" in text
+    for settings in ({"execution": "async"}, {"sim_options": {"moving": "jump"}}):
+        other = evaluation(tmp_path, digest, **settings)
+        with pytest.raises(ValueError, match="real time or with a moving target, which is no plain success on fake"):
+            card.write(folder, result=other)
     with pytest.raises(ValueError, match="not an evaluation of these weights"):
         card.write(folder, result=evaluation(tmp_path, "0" * 64))
     checkpoint.load(folder)  # the card is no part of what is checked

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lithe import checkpoint
+from lithe import checkpoint, result
 from lithe.evaluate import evaluate, realtime, table
 from lithe.evaluate.chunking import Guide, steered, weights
 from lithe.evaluate.outcome import rows
@@ -213,11 +213,91 @@ def test_latencies_are_read_from_numbers_names_and_benches(tmp_path):
     assert named(f"0,{path}") == {"a@0ms": 0, "a@64.61ms": 1, "b@0ms": 0, "b@26.4ms": 1}
     [source] = realtime.timings(str(path), ("a", "b"), 10)[1]
     assert (source["machine"], source["device"], source["file"]) == ("NVIDIA Somewhat", "cuda:0", "bench.json")
-    with pytest.raises(ValueError, match=r"bench.json does not time 'd'.*it times a, b, c"):
+    assert named(path) == named([path]) == named(str(path)) and named(np.array([0, 150])) == every
+    assert named(np.int64(150)) == named(150) and named([np.float32(150)]) == named(150)
+    with pytest.raises(ValueError, match=r"bench.json does not time 'd'.*it times a, b, c.*d=<milliseconds>"):
         named(str(path), ("a", "d"))
+    assert named(f"{path},d=7", ("a", "d")) == {"a@64.61ms": 1, "d@7ms": 1}, "it has one of its own"
     path.write_text(json.dumps({"kind": "eval", "rows": timed}))
     with pytest.raises(ValueError, match=r"bench.json holds no latency"):
         named(str(path))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Writes a Result of `lithe bench`: rows by policy, what is common to them."""
+
+    def written(rows: dict[str, dict], **settings) -> str:
+        path = tmp_path / "bench.json"
+        timed = [{"policy": name, "end_to_end_ms": {"p50": 50.0}, **row} for name, row in rows.items()]
+        facts = {"gpu": "A GPU", "cpu": "A processor"}
+        path.write_text(json.dumps({"kind": "bench", "rows": timed, "settings": settings, "hardware": facts}))
+        return str(path)
+
+    return written
+
+
+def p50(ms: float) -> dict:
+    return {"end_to_end_ms": {"p50": ms}}
+
+
+def test_a_benched_latency_is_rounded_for_its_name_only(bench):
+    path = bench({"a": p50(12.504), "b": p50(0.004)})
+    assert named(path, fps=80.0) == {"a@12.504ms": 2, "b@0.004ms": 1}
+    assert named(f"12.5,{path}", ("a",), 80.0) == {"a@12.5ms": 1, "a@12.504ms": 2}, "each is one of its own"
+    assert named(bench({"a": p50(64.6126)}), ("a",), 80.0) == {"a@64.61ms": 6}
+
+
+def test_of_several_runtimes_the_one_that_plays_is_taken_and_every_device_credited(bench):
+    rows = {"a/eager": p50(200.0), "a/packed": p50(50.0), "b/eager": {**p50(90.0), "device": "cuda:0"}}
+    path = bench({**rows, "c/packed": p50(1.0)}, device="cpu", dtype="float32")
+    assert named(path, fps=10.0) == {"a@200ms": 2, "b@90ms": 1}
+    assert list(realtime.timings(path, ["a"], 10.0, "packed")[0]) == ["a@50ms"]
+    cpu, gpu = realtime.timings(path, ["a", "b"], 10.0)[1]
+    assert (cpu["machine"], cpu["policies"], gpu["machine"], gpu["policies"]) == ("A processor", ["a"], "A GPU", ["b"])
+    assert gpu["dtype"] == "float32"
+    with pytest.raises(ValueError, match=r"does not time 'c'.*a/eager.*one that timed eager.*c=<milliseconds>"):
+        named(path, ["c"])
+
+
+def test_a_policy_that_decides_itself_what_runs_needs_a_latency_that_is_given(bench):
+    path = bench({"a": p50(20.0), "b": {**p50(25.6), "layers_run": {"mean": 5.0}}})
+    with pytest.raises(ValueError, match=r"'b' decides for every chunk.*slow chunks: give.*b=<milliseconds>"):
+        named(path)
+    with pytest.raises(ValueError, match="'b' decides"):
+        named(f"0,{path}")
+    assert named(f"{path},b=120") == {"a@20ms": 1, "b@120ms": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "sentence"),
+    [
+        ({"depth": 2}, {}, "big@50ms: the bench timed it with depth=2, and what plays has depth=4"),
+        ({}, {"steps": 1}, "with steps=1, and what plays has steps=3: bench what plays, or give milliseconds"),
+        ({"horizon": 8}, {}, "horizon=8, and what plays has horizon=4"),
+        ({}, {"views": 1}, "views=1, and what plays has views=2"),
+        ({"runtime": "packed"}, {}, "timed in the runtime packed, which cannot steer a chunk"),
+    ],
+    ids=str,
+)
+def test_the_latency_of_another_policy_is_refused(folders, bench, row, settings, sentence):
+    path = bench({"big": row, "small": {}}, **settings)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(folders, "fake", ["reach-red"], episodes=1, execution="rtc", latency=path)
+
+
+def test_what_was_timed_as_it_plays_is_taken(bench):
+    model, same = make_model(), {"depth": 4, "steps": 3, "horizon": 4, "views": 2, "runtime": "eager"}
+
+    def checked(execution, steps=None, differs=()):
+        timing = realtime.Timing("x", 50.0, 1, {**same, **dict(differs)})
+        realtime.check_policy(model, timing, execution, 2, "eager", 40, steps)
+
+    checked("rtc")
+    checked("rtc", 1, {"steps": 1})
+    checked("async", None, {"runtime": "packed"})
+    with pytest.raises(ValueError, match="steps=3, and what plays has steps=1"):
+        checked("async", 1)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +311,10 @@ def test_latencies_are_read_from_numbers_names_and_benches(tmp_path):
         ({"execution": "async", "latency": "fast"}, "'fast' is no latency: write 120"),
         ({"execution": "async", "latency": "bigg=10"}, "'bigg', which is not evaluated; did you mean 'big'"),
         ({"execution": "async", "latency": {"big": 10}}, "no latency is given for 'small': add small="),
-        ({"execution": "async", "latency": 400}, "4 actions arrive 4 control steps late.*every one of them is past"),
+        (
+            {"execution": "async", "latency": 400},
+            "4 actions arrive 4 control steps late, so that none lasts until the next",
+        ),
         ({"execution": "rtc", "latency": 300}, "nothing of the old chunk is left.*execution async or sync"),
         ({"execution": "rtc", "latency": 200, "replan": 3}, "give replan=2 or less"),
         ({"execution": "rtc", "latency": 100, "runtime": "packed"}, "packed cannot steer a chunk"),
@@ -306,7 +389,7 @@ def test_the_toy_stays_solvable_when_its_block_moves(moving):
 
 def test_metaworlds_furniture_moves_with_its_target_and_comes_back():
     pytest.importorskip("metaworld")
-    assert set(MINI_TASKS) == set(FURNITURE)
+    assert set(MINI_TASKS) == set(FURNITURE) == set(MetaWorld.events)
     sim, task = MetaWorld(moving="jump"), "coffee-button-v3"
     sim.reset(task, 1)
     first, event = sim._raw.copy(), sim.event
@@ -321,6 +404,21 @@ def test_metaworlds_furniture_moves_with_its_target_and_comes_back():
     assert np.array_equal(sim._raw, first), "the furniture of the last episode stayed where it was"
     with pytest.raises(ValueError, match=r"nothing can move in 'reach-v3'; tasks that can be moved: drawer-open-v3"):
         sim.reset("reach-v3", 0)
+    sim.close()
+
+
+def test_metaworlds_handle_is_moved_before_anybody_presses_it():
+    pytest.importorskip("metaworld")
+    sim, task = MetaWorld(), "handle-press-v3"
+    for seed in (20, 63):  # later than after 5 steps these were
+        sim.moving = "drift"
+        sim.reset(task, seed)
+        event, last_A = sim.event, None
+        assert event is not None and event < 6
+        act = sim.expert(task)
+        for step in range(40):
+            last_A = act() if step < event else sim.hold(last_A)
+            assert not sim.step(last_A), "solved by an arm that does not answer"
     sim.close()
 
 
@@ -437,9 +535,38 @@ def test_a_sweep_has_a_row_for_every_policy_and_latency_and_can_be_continued(her
     assert "big@100ms" in text and "late by, steps" in text
 
 
+def test_the_ledger_of_a_plain_evaluation_is_what_it_was(here, tmp_path):
+    here(out=tmp_path)
+    terms = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[0])["terms"]
+    wanted = {"sim": "fake", "sim_options": {}, "horizon": 8, "steps": None, "replan": None, "runtime": "eager"}
+    assert terms == {**wanted, "instructions": {}, "versions": result.versions()}
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        ({"sim_options": {"moving": "jump"}}, "motion"),
+        ({"sim_options": {"moving": "drift"}}, "reaction"),
+        ({"execution": "async", "latency": 0}, "realtime_rules"),
+    ],
+    ids=str,
+)
+def test_a_ledger_does_not_go_on_across_another_meaning_of_its_numbers(here, tmp_path, monkeypatch, given, change):
+    assert change in here(out=tmp_path, **given)["settings"]
+    if change == "motion":
+        monkeypatch.setattr(FakeSim, "events", dict.fromkeys(FakeSim.tasks(), (2, 5)))
+    elif change == "reaction":
+        monkeypatch.setattr(importlib.import_module("lithe.evaluate.reaction"), "MEANING", "something else")
+    else:
+        monkeypatch.setattr(realtime, "RULES", realtime.RULES + 1)
+    with pytest.raises(ValueError, match=f"begun with {change}=.*choose another folder"):
+        here(out=tmp_path, **given, episodes=2)
+
+
 def test_todays_result_says_nothing_of_real_time(here):
     document = here()
-    assert not {"execution", "fps", "latency_from", "reaction"} & document["settings"].keys()
+    late = {"execution", "fps", "latency_from", "reaction", "motion", "realtime_rules"}
+    assert not late & document["settings"].keys()
     assert all(not {"realtime", "held", "reaction"} & row.keys() for row in document["rows"])
     assert document["settings"]["intervals"].keys() == {"level", "success", "paired", "steps_to_success", "jerk"}
 
@@ -453,6 +580,6 @@ def test_reactions_are_counted_with_their_interval_and_the_missed_apart():
     records = dict(record(seed, 2, reaction) for seed, reaction in enumerate(seen))
     records |= dict([record(7, None, None)])
     [row] = rows(records, ["t"], range(8), ["x"], "x")
-    assert row["reaction"]["steps"] == {"median": 4.5, "mean": pytest.approx(29 / 6), "n": 6, "low": 3.0, "high": 7.0}
+    assert row["reaction"]["steps"] == {"median": 5.0, "n": 7, "low": 3.0}, "the missed one is the last of seven"
     assert row["reaction"]["histogram"] == {"3": 1, "4": 2, "5": 1, "6": 1, "7": 1}
     assert (row["reaction"]["moved"], row["reaction"]["missed"]) == (7, 1)

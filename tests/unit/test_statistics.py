@@ -8,7 +8,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from lithe.evaluate.statistics import Z, middle, newcombe, order, paired, success, wilson
+from lithe.evaluate.statistics import Z, censored, middle, newcombe, order, paired, success, wilson
 
 # Newcombe 1998a, Stat. Med. 17:857-872, table I, method 3.
 WILSON = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
@@ -105,6 +105,14 @@ def test_middle_needs_enough_values_for_an_interval():
     assert middle([3, 1]) == {"median": 2.0, "mean": 2.0, "n": 2}
     ten = middle(list(range(10, 0, -1)))
     assert ten == {"median": 5.5, "mean": 5.5, "n": 10, "low": 2.0, "high": 9.0}
+
+
+def test_what_was_missed_is_later_than_all_that_was_seen():
+    assert censored([1, 2, 3, 4, 5, 6], 0) == middle([1, 2, 3, 4, 5, 6])
+    assert censored([1, 2, 3, 4, 5, 6, 7, 8], 2) == {"median": 5.5, "n": 10, "low": 2.0}
+    assert censored([1, 2, 3, 4, 5, 6, 7, 8, 9], 1) == {"median": 5.5, "n": 10, "low": 2.0, "high": 9.0}
+    assert censored([1, 2, 3, 4, 5], 5) == {"n": 10, "low": 2.0}, "half of them is not beyond the middle"
+    assert censored([], 3) == {"n": 3}
 
 
 def test_outcomes_are_counted_pair_by_pair():

@@ -91,13 +91,13 @@ def evaluate(
         "runtime": runtime,
         "instructions": instructions or {},
         "versions": result.versions(),
+        **_late_terms(cls, (sim_options or {}).get("moving"), execution),
     }
     _check_positive(horizon=horizon, steps=steps, replan=replan, processes=processes, timeout=timeout)
     registry.get("runtimes", runtime)
     folders = entrants.folders(policies, names)
-    timed, sources = realtime.timings(latency, list(folders), cls.fps) if latency is not None else ({}, [])
+    timed, sources = realtime.timings(latency, list(folders), cls.fps, runtime) if latency is not None else ({}, [])
     if execution is not None:  # in real time a policy takes part once for each latency
-        terms["execution"] = execution
         folders = {name: folders[timing.policy] for name, timing in timed.items()}
     reference = entrants.reference(against, list(folders))
     judged = {name: entrants.entrant(name, folder, cls, terms, timed.get(name)) for name, folder in folders.items()}
@@ -114,6 +114,16 @@ def evaluate(
     return result.make("eval", sim, {**settings, "against": reference, "policies": judged}, found)
 
 
+def _late_terms(sim: type[Sim], moving: str | None, execution: str | None) -> dict[str, Any]:
+    """What episodes have in common beside the plain terms: where something moves, and in real time."""
+    told: dict[str, Any] = {}
+    if moving:
+        told |= {"motion": sim.motion(moving), "reaction": reaction.MEANING}
+    if execution is not None:
+        told |= {"execution": execution, "realtime_rules": realtime.RULES}
+    return told
+
+
 def _settings(setup: Setup, terms: dict[str, Any], fps: float, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """What a Result says of how its episodes were played and judged, beside who played which."""
     told = {key: value for key, value in terms.items() if key != "versions"}  # a field of its own in every Result
@@ -121,7 +131,7 @@ def _settings(setup: Setup, terms: dict[str, Any], fps: float, sources: list[dic
     if setup.execution is not None:
         told |= {"fps": fps, "latency_from": sources}
     if setup.sim_options.get("moving"):
-        told |= {"intervals": {**INTERVALS, "reaction": REACTION_INTERVAL}, "reaction": reaction.MEANING}
+        told["intervals"] = {**INTERVALS, "reaction": REACTION_INTERVAL}
     return told
 
 

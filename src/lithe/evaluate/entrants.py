@@ -78,7 +78,7 @@ def entrant(
     if timing is not None:
         from lithe.evaluate.realtime import check_policy
 
-        check_policy(model, timing, terms["execution"], replan, terms["runtime"], terms["horizon"])
+        check_policy(model, timing, terms["execution"], replan, terms["runtime"], terms["horizon"], terms["steps"])
         terms = {**terms, "delay": timing.delay}
     policy, beside = _identity(folder, model)
     identity = json.dumps([policy, beside, terms], sort_keys=True)

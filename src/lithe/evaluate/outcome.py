@@ -5,13 +5,15 @@ steps_to_success and jerk {median, mean, n, low, high}, tasks {task: the same wi
 pairs whose first observations were bit-identical; paired.steps is the median difference of steps-to-success over
 episodes that both solved. Routed policies add layers_run; real time adds realtime {policy, latency_ms, delay in steps}
 and held, the share of steps without an action of the policy; where something moves there is reaction {steps and seconds
-{median, mean, n, low, high}, histogram {steps: episodes}, moved, missed}.
+{median, mean, n, low, high}, histogram {steps: episodes}, moved, missed}: a missed one counts as later than all others,
+and what lies among those is absent.
 Only counts and arranges; the intervals are in statistics.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lithe._layers import layers_run
@@ -31,7 +33,10 @@ INTERVALS = {
     "steps_to_success": "median between order statistics, of successful episodes",
     "jerk": "median between order statistics, of all episodes",
 }
-REACTION_INTERVAL = "median between order statistics, of episodes in which something moved and the policy reacted"
+REACTION_INTERVAL = (
+    "median between order statistics, of episodes in which something moved; one without a reaction counts as later "
+    "than all others, and what lies among those is absent"
+)
 JERK_UNIT = "normalised action units per step^3"
 
 
@@ -75,12 +80,12 @@ def _figures(ours: list[dict[str, Any]], theirs: list[dict[str, Any]] | None, re
 
 
 def _reaction(seen: list[int | None]) -> dict[str, Any]:
-    """{steps: of episodes with a reaction, histogram {steps: episodes}, moved: episodes in which something moved,
+    """{steps: with the missed as later than all, histogram {steps: episodes}, moved: episodes in which something moved,
     missed: those without a reaction}."""
     found = sorted(steps for steps in seen if steps is not None)
     histogram = {str(steps): found.count(steps) for steps in dict.fromkeys(found)}
     moved = {"moved": len(seen), "missed": len(seen) - len(found)}
-    return {"steps": statistics.middle(found), "histogram": histogram, **moved}
+    return {"steps": statistics.censored(found, moved["missed"]), "histogram": histogram, **moved}
 
 
 def in_real_time(rows: list[dict[str, Any]], timings: Mapping[str, Timing], fps: float) -> None:
@@ -142,7 +147,7 @@ def _late(rows: list[dict[str, Any]]) -> Table:
         delay, held, reaction = row.get("realtime", {}).get("delay", ""), row.get("held"), row.get("reaction", {})
         cells = [str(delay), "" if held is None else f"{100 * held:.1f}"]
         cells += [str(reaction.get(key, "")) for key in ("moved", "missed")]
-        cells += [_cell(reaction.get("steps"), "median", ".3g"), _cell(reaction.get("seconds"), "median", ".0f", 1e3)]
+        cells += [_reached(reaction.get("steps"), ".3g"), _reached(reaction.get("seconds"), ".0f", 1e3)]
         found.add_row(row["policy"], *cells)
     return found
 
@@ -165,6 +170,14 @@ def _parts(rows: list[dict[str, Any]], tasks: Sequence[str]) -> Table:
     for task in [] if long else tasks:
         parts.add_row(task, *(rate[name, task] for name in names))
     return parts
+
+
+def _reached(figure: dict[str, Any] | None, form: str, scale: float = 1) -> str:
+    """A median that can lie among what was missed; so can the upper end of its interval."""
+    if figure and "median" not in figure:
+        return "not reached"
+    opened = {**figure, "high": inf} if figure and "low" in figure and "high" not in figure else figure
+    return _cell(opened, "median", form, scale)
 
 
 def _cell(figure: dict[str, Any] | None, name: str, form: str, scale: float = 1) -> str:

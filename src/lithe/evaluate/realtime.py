@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ EXECUTIONS = {
     "async": "the policy thinks while the rest of the old chunk is executed",
     "rtc": "as async, and the new chunk is steered to go on where the old one leads",
 }
-Latency = str | float | Sequence[float] | Mapping[str, float]
+RULES = 1  # of stream.py, chunking.py and a sim's `hold`: another number where the same chunks become other actions
+Latency = str | Path | float | Sequence[str | Path | float] | Mapping[str, float]
+Stated = tuple[str | None, float, Mapping[str, Any] | None]  # policy, None = all; ms; how a bench ran it
 HINT = "write 120, or 0,50,100, or teacher=120,student=50, in milliseconds, or the path of a Result of lithe bench"
 
 
@@ -35,10 +38,11 @@ class Timing:
     policy: str
     latency_ms: float
     delay: int  # control steps
+    timed: Mapping[str, Any] | None = None  # how `lithe bench` ran it, where the latency is from there
 
     @property
     def name(self) -> str:
-        return f"{self.policy}@{self.latency_ms:g}ms"
+        return f"{self.policy}@{self.latency_ms:.12g}ms"
 
 
 def check(execution: str | None, latency: Latency | None) -> None:
@@ -54,13 +58,17 @@ def check(execution: str | None, latency: Latency | None) -> None:
         )
 
 
-def timings(latency: Latency, policies: Sequence[str], fps: float) -> tuple[dict[str, Timing], list[dict[str, Any]]]:
+def timings(
+    latency: Latency, policies: Sequence[str], fps: float, runtime: str = "eager"
+) -> tuple[dict[str, Timing], list[dict[str, Any]]]:
     """Every policy at every latency that it was given, by name, policies in their order; and the benches they are from.
 
-    Raises ValueError for what is no latency, a policy that is not there, or one without a latency.
+    runtime: whose row is taken from a bench of several. Raises ValueError for what is no latency, a policy that is not
+    there, or one without a latency.
     """
-    stated, sources = [], []
-    for name, ms in _stated(latency, policies, sources):
+    sources: list[dict[str, Any]] = []
+    stated = list(_stated(latency, policies, runtime, sources))
+    for name, ms, _ in stated:
         if name is not None and name not in policies:
             raise ValueError(
                 f"latency of {name!r}, which is not evaluated{suggestion(name, list(policies))}; "
@@ -68,13 +76,16 @@ def timings(latency: Latency, policies: Sequence[str], fps: float) -> tuple[dict
             )
         if not (math.isfinite(ms) and ms >= 0):
             raise ValueError(f"a latency of {ms:g} ms cannot be: it is 0 or more; {HINT}")
-        stated.append((name, ms))
     found: dict[str, Timing] = {}
     for policy in policies:
-        own = sorted({ms for name, ms in stated if name in (None, policy)})
+        own = sorted((ms, i) for i, (name, ms, _) in enumerate(stated) if name in (None, policy))
         if not own:
             raise ValueError(f"no latency is given for {policy!r}: add {policy}=<milliseconds>")
-        found |= {t.name: t for ms in own for t in [Timing(policy, ms, steps(ms, fps))]}
+        for ms, i in own:
+            timed = stated[i][2]
+            timing = Timing(policy, ms if timed is None else _shown(ms, fps), steps(ms, fps), timed)
+            if timed is not None or timing.name not in found:  # what a bench says is checked
+                found[timing.name] = timing
     return found, sources
 
 
@@ -83,52 +94,87 @@ def steps(latency_ms: float, fps: float) -> int:
     return math.ceil(latency_ms * fps / 1e3 - 1e-9)  # 0.1 + 0.2 ms are no step more
 
 
-def _stated(latency: Latency, policies: Sequence[str], sources: list[dict[str, Any]]) -> Iterator[tuple[Any, float]]:
-    """(policy or None for all, milliseconds). Adds to `sources` what is told of Results that were read."""
+def _shown(latency_ms: float, fps: float) -> float:
+    """Two decimals, or all where those would be another number of steps."""
+    short = round(latency_ms, 2)
+    return short if steps(short, fps) == steps(latency_ms, fps) else latency_ms
+
+
+def _stated(latency: Latency, policies: Sequence[str], runtime: str, sources: list[dict[str, Any]]) -> Iterator[Stated]:
+    """What was given, one by one. Adds to `sources` what is told of Results that were read."""
     if isinstance(latency, Mapping):
-        yield from ((name, float(ms)) for name, ms in latency.items())
+        yield from ((name, float(ms), None) for name, ms in latency.items())
         return
     if isinstance(latency, str):
-        parts: Sequence[str | float] = latency.split(",")
+        parts: Sequence[str | Path | float] = latency.split(",")
     else:
-        parts = [latency] if isinstance(latency, int | float) else latency
+        parts = [latency] if isinstance(latency, int | float | Real | Path) else latency
+    benches, named = list[Path](), set[str]()
     for part in parts:
-        if isinstance(part, int | float):
-            yield None, float(part)
-            continue
-        text = part.strip()
-        if text.endswith(".json") or Path(text).is_file():
-            yield from _benched(Path(text), policies, sources)
+        text = str(part).strip()
+        if isinstance(part, str | Path) and (text.endswith(".json") or Path(text).is_file()):
+            benches.append(Path(text))
             continue
         name, equals, value = text.rpartition("=")
+        named |= {name} if equals else set()
         try:
-            yield name if equals else None, float(value.strip().removesuffix("ms"))
+            yield name if equals else None, float(value.strip().removesuffix("ms")), None
         except ValueError as error:
             raise ValueError(f"{text!r} is no latency: {HINT}") from error
+    for path in benches:
+        yield from _benched(path, policies, named, runtime, sources)
 
 
-def _benched(path: Path, policies: Sequence[str], sources: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    """The median from camera pictures to actions of every policy, as `lithe bench` found it."""
+def _benched(
+    path: Path, policies: Sequence[str], named: set[str], runtime: str, sources: list[dict[str, Any]]
+) -> Iterator[Stated]:
+    """The median from camera pictures to actions of every policy, as `lithe bench` found it. named: policies that were
+    given milliseconds of their own and can do without a row."""
     document = result.load(path)
     rows = {str(row["policy"]): row for row in document["rows"] if "p50" in row.get("end_to_end_ms", {})}
     if document["kind"] != "bench" or not rows:
         raise ValueError(f"{path} holds no latency from pictures to actions: give a Result of lithe bench")
-    settings, facts = document.get("settings", {}), document.get("hardware", {})
-    device = str(settings.get("device", ""))
-    machine = facts.get("gpu") if device.startswith("cuda") else facts.get("cpu")
-    kept = {key: settings[key] for key in ("runtime", "dtype", "threads", "quiet") if key in settings}
-    sources.append({"file": path.name, "device": device, "machine": machine, **kept, "figure": "end_to_end_ms p50"})
     for policy in policies:
-        if policy not in rows:
+        row = rows.get(policy, rows.get(f"{policy}/{runtime}"))
+        if policy in named and (row is None or "layers_run" in row):
+            continue
+        if row is None:
             raise ValueError(
-                f"{path} does not time {policy!r}{suggestion(policy, list(rows))}; it times {', '.join(rows)}: name "
-                "the policies as in the bench, with name=folder"
+                f"{path} does not time {policy!r}{suggestion(policy, list(rows))}; it times {', '.join(rows)}: give "
+                f"the policies the names that they have there before any '/', with name=folder, of a bench in several "
+                f"runtimes one that timed {runtime}, or the time itself, {policy}=<milliseconds>"
             )
-        yield policy, round(float(rows[policy]["end_to_end_ms"]["p50"]), 2)
+        if "layers_run" in row:
+            raise ValueError(
+                f"{policy!r} decides for every chunk how many layers run, and one median from {path} would hide its "
+                f"slow chunks: give the time that its chunks can be relied on to take, {policy}=<milliseconds>"
+            )
+        timed = {**document.get("settings", {}), **row}
+        _credit(sources, path, policy, timed, document.get("hardware", {}))
+        yield policy, float(row["end_to_end_ms"]["p50"]), timed
 
 
-def check_policy(model: Family, timing: Timing, execution: str, replan: int, runtime: str, horizon: int) -> None:
-    """Raises ValueError when a policy cannot be executed in this way with this delay. horizon: of an episode."""
+def _credit(
+    sources: list[dict[str, Any]], path: Path, policy: str, timed: dict[str, Any], hardware: dict[str, Any]
+) -> None:
+    """Notes where a latency is from: one source for all policies that were timed alike."""
+    device = str(timed.get("device", ""))
+    machine = hardware.get("gpu") if device.startswith("cuda") else hardware.get("cpu")
+    kept: dict[str, Any] = {key: timed[key] for key in ("runtime", "dtype", "threads", "quiet") if key in timed}
+    source = {"file": path.name, "device": device, "machine": machine, **kept, "figure": "end_to_end_ms p50"}
+    for other in sources:
+        if {**source, "policies": other["policies"]} == other:
+            other["policies"].append(policy)
+            return
+    sources.append({**source, "policies": [policy]})
+
+
+def check_policy(
+    model: Family, timing: Timing, execution: str, replan: int, runtime: str, horizon: int, steps: int | None = None
+) -> None:
+    """Raises ValueError when a policy cannot be executed in this way with this delay, or its latency is another one's.
+    horizon: of an episode; steps: denoise steps, None = the policy's own."""
+    _check_timed(model, timing, execution, steps)
     name, delay, chunk = timing.name, timing.delay, model.spec.horizon
     late = f"{name}: chunks of {chunk} actions arrive {delay} control steps late"
     if delay >= horizon:
@@ -137,8 +183,9 @@ def check_policy(model: Family, timing: Timing, execution: str, replan: int, run
         return
     if delay >= chunk:
         raise ValueError(
-            f"{late}, when every one of them is past: give less latency (fewer denoise steps, a faster runtime, a "
-            f"shallower student), a policy with longer chunks, or execution sync"
+            f"{late}, so that none lasts until the next is there, and the robot would stand still as with sync, but "
+            "act on older pictures: give less latency (fewer denoise steps, a faster runtime, a shallower student), a "
+            "policy with longer chunks, or execution sync"
         )
     if (delay or execution == "rtc") and model.router is not None and model.router.memory() is not None:
         raise ValueError(
@@ -156,4 +203,21 @@ def check_policy(model: Family, timing: Timing, execution: str, replan: int, run
         raise ValueError(
             f"{late} and the next one is asked for after {max(replan, delay)} actions, so that nothing of the old "
             f"chunk is left to go on from when the new one arrives: give {fix}"
+        )
+
+
+def _check_timed(model: Family, timing: Timing, execution: str, steps: int | None) -> None:
+    """Raises ValueError where a bench timed another policy than the one that plays."""
+    spec, timed = model.spec, timing.timed or {}
+    plays = {"depth": model.depth(), "steps": steps or spec.steps, "horizon": spec.horizon, "views": len(spec.cameras)}
+    for key, value in plays.items():
+        if timed.get(key, value) != value:
+            raise ValueError(
+                f"{timing.name}: the bench timed it with {key}={timed[key]}, and what plays has {key}={value}: bench "
+                "what plays, or give milliseconds"
+            )
+    if execution == "rtc" and timed.get("runtime", "eager") != "eager":
+        raise ValueError(
+            f"{timing.name}: it was timed in the runtime {timed['runtime']}, which cannot steer a chunk: give a bench "
+            "in eager, or execution async or sync"
         )

@@ -13,7 +13,7 @@ trainings of the policy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb, inf, isfinite, sqrt
 from statistics import NormalDist, fmean, median
 from typing import Any
 
@@ -78,6 +78,13 @@ def middle(values: Sequence[float]) -> dict[str, Any] | None:
         ranked = sorted(values)
         found |= {"low": float(ranked[rank - 1]), "high": float(ranked[-rank])}
     return found
+
+
+def censored(values: Sequence[float], missed: int) -> dict[str, Any]:
+    """As `middle`, where `missed` more values are later than all of these. What lies among those is absent, and with
+    any of them the mean; n counts them."""
+    found = middle([*values, *[inf] * missed]) or {}
+    return {key: value for key, value in found.items() if isfinite(value)}
 
 
 def order(n: int) -> int:

@@ -61,6 +61,21 @@ class Material:
         """All evaluations, in the order they were given."""
         return [source.document for source in self.sources if source.document["kind"] == "eval"]
 
+    def title(self, document: dict[str, Any]) -> str:
+        """What an evaluation is called on the whole page; no other one is called the same."""
+        alike = [s for s in self.sources if s.document["kind"] == "eval" and _called(s.document) == _called(document)]
+        if len(alike) < 2:
+            return _called(document)
+        files = [f"{s.path.resolve().parent.name}/{s.path.name}" for s in alike]
+        place = next(i for i, source in enumerate(alike) if source.document is document)
+        again = files[:place].count(files[place])
+        return f"{_called(document)}, {files[place]}{f' ({again + 1})' if again else ''}"
+
+    def aside(self, document: dict[str, Any]) -> str:
+        """Its title where that has to be said: beside others, or where something moves. Else nothing."""
+        plain = len(self.of("eval")) == 1 and _called(document) == str(document.get("name"))
+        return "" if plain else self.title(document)
+
     def names(self) -> list[str]:
         """Every policy that is told apart by colour, whatever its latency."""
         found = [name for document in self.of("eval") + self.of("bench") for name in policies(document)]
@@ -117,6 +132,14 @@ def by_policy(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def in_real_time(document: dict[str, Any]) -> bool:
     """Whether rows are policies at a latency."""
     return document["kind"] == "eval" and any("realtime" in row for row in document["rows"])
+
+
+def _called(document: dict[str, Any]) -> str:
+    """The benchmark, what the robot does while its policy thinks, and whether something moves: each is another test."""
+    settings = document.get("settings", {})
+    moving = settings.get("sim_options", {}).get("moving")
+    told = [str(document.get("name")), settings.get("execution"), moving and f"moving target ({moving})"]
+    return ", ".join(part for part in told if part)
 
 
 def base(row: Mapping[str, Any]) -> str:

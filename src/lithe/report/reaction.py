@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from lithe.report.cells import Grid, difference, median, number, rate
@@ -34,7 +35,8 @@ class Point:
     x: float
     y: float
     low: float | None
-    high: float | None
+    high: float | None  # with a low and no high the interval is open
+    joined: bool = True  # with the point before it; False where nothing is known in between
 
 
 def reaction(material: Material) -> list[Html]:
@@ -44,21 +46,23 @@ def reaction(material: Material) -> list[Html]:
     for document in documents:
         settings, rows = document.get("settings", {}), list(by_policy(document).values())
         if len(documents) > 1:
-            parts.append(tag("h3", _called(document)))
+            parts.append(tag("h3", material.title(document)))
         parts.append(tag("p", _played(document)))
         lines = _lines(rows, _rate), _lines(rows, _seconds)
         drawn = [*_success(material, lines[0]), *_reactions(material, lines[1])]
         if drawn:
             key = tag("p", *(who(name, material.look(name)) for name in lines[0]), class_="legend")
             parts += [key, tag("div", *drawn, class_="side")]
-        parts.append(_figures(material, rows))
-        parts += [tag("p", f"Reaction: {settings.get('reaction', '')}. {MISSED}", class_="under")] if drawn[1:] else []
+        parts.append(_figures(material, rows, settings))
+        if any("reaction" in row for row in rows):
+            parts.append(tag("p", f"Reaction: {settings.get('reaction', '')}. {MISSED}", class_="under"))
     return parts
 
 
 MISSED = (
     "Missed: something moved, and until the end of the episode, or of the one in which nothing moved, the actions did "
-    "not differ by so much. Medians are over reactions that were seen."
+    "not differ by so much. A missed reaction counts as later than all that were seen: where most are missed, the "
+    "median is not reached, and an interval can be open."
 )
 
 
@@ -70,21 +74,13 @@ def lead(material: Material) -> list[Html]:
         for name, points in _lines(list(by_policy(document).values()), _rate).items():
             rates = [_solved(point) for point in dict.fromkeys((points[0], points[-1]))]
             told.append(join(tag("strong", name), f" solves {' and '.join(rates)}"))
-        said.append(tag("p", f"{_called(document)}: ", join(*told, by="; "), ".", class_="verdict"))
+        said.append(tag("p", f"{material.title(document)}: ", join(*told, by="; "), ".", class_="verdict"))
     return said
 
 
 def _solved(point: Point) -> str:
     bounds = [percent(end) for end in (point.low, point.high) if end is not None]
     return f"{percent(point.y)}\u00a0% {brackets(*bounds)} at {tick(point.x)}\u00a0ms"
-
-
-def _called(document: Row) -> str:
-    """Which of several evaluations this is."""
-    settings = document.get("settings", {})
-    moving = settings.get("sim_options", {}).get("moving")
-    told = [str(document.get("name")), settings.get("execution") or "the simulator waits", moving and f"a {moving}"]
-    return ", ".join(part for part in told if part)
 
 
 def _played(document: Row) -> str:
@@ -95,23 +91,34 @@ def _played(document: Row) -> str:
         said.append(
             f"Execution {execution}: {STANDS[execution]}. One control step is {short(1e3 / settings['fps'])} ms."
         )
+    else:
+        said.append("The simulator waits for the policy.")
     moving = settings.get("sim_options", {}).get("moving")
     if moving:
         said.append(f"In every episode what the policy has to reach moves to another place, by a {moving}.")
-    for source in settings.get("latency_from", []):
+    sources = settings.get("latency_from", [])
+    for source in sources:
         busy = " on a busy machine" if source.get("quiet") is False else ""
-        said.append(f"Latencies of {source['file']}: end to end, p50, measured{busy} on {source['machine']}.")
+        whose = f" ({', '.join(source['policies'])})" if len(sources) > 1 and "policies" in source else ""
+        how = ", ".join([str(source["machine"]), *(source[key] for key in ("runtime", "dtype") if key in source)])
+        said.append(f"Latencies of {source['file']}{whose}: end to end, p50, measured{busy} on {how}.")
     return " ".join(said)
 
 
 def _lines(rows: Sequence[Row], take: Any) -> dict[str, list[Point]]:
-    """Points by policy, in the order of their latencies."""
-    found: dict[str, list[Point]] = {}
-    for row in rows:
-        value = take(row)
-        if "realtime" in row and value is not None:
-            found.setdefault(base(row), []).append(Point(row["realtime"]["latency_ms"], *value))
-    return {name: sorted(points, key=lambda point: point.x) for name, points in found.items()}
+    """Points by policy, in the order of their latencies; across one without a value, points are not joined."""
+    late = [row for row in rows if "realtime" in row]
+    found: dict[str, list[Point]] = {base(row): [] for row in late}
+    gaps = set()
+    for row in sorted(late, key=lambda row: row["realtime"]["latency_ms"]):
+        name, value = base(row), take(row)
+        if value is None:
+            gaps.add(name)
+        else:
+            y, low, high = value
+            found[name].append(Point(row["realtime"]["latency_ms"], y, low, high, joined=name not in gaps))
+            gaps.discard(name)
+    return {name: points for name, points in found.items() if points}
 
 
 def _rate(row: Row) -> tuple[float, float, float] | None:
@@ -120,9 +127,9 @@ def _rate(row: Row) -> tuple[float, float, float] | None:
 
 
 def _seconds(row: Row) -> tuple[float, float | None, float | None] | None:
-    """In milliseconds."""
-    found = row.get("reaction", {}).get("seconds")
-    if not found:
+    """In milliseconds; None also where the median lies among reactions that were missed."""
+    found = row.get("reaction", {}).get("seconds", {})
+    if "median" not in found:
         return None
     ends = [1e3 * found[end] if end in found else None for end in ("low", "high")]
     return 1e3 * found["median"], ends[0], ends[1]
@@ -147,7 +154,9 @@ def _reactions(material: Material, lines: Mapping[str, list[Point]]) -> list[Htm
     found = [v for points in lines.values() for p in points for v in (p.y, p.high, p.x) if v is not None]
     said = (
         "Median time from the disturbance to the first executed action that answers it, with 95 % intervals. Nobody "
-        "can be faster than the dashed line: the latency itself. What is above it passes until the policy looks again."
+        "can be faster than the dashed line: the latency itself. What is above it passes until the policy looks again, "
+        "by rounding up to whole control steps and, in rtc, because new actions are held to old ones. Until its first "
+        "chunk is there a robot stands still: the later that is, the less it has moved when something does."
     )
     told = _told(lines, lambda point: f"{short(point.y)} ms at {tick(point.x)} ms")
     y, alt = Scale.over(found, zero=True), f"Reaction against latency: {told}"
@@ -176,7 +185,8 @@ def _curves(
         drawn.append(_line((x(0), y(0)), (x(end), y(end)), "bound"))
     for i, (name, points) in enumerate(lines.items()):
         look, aside = material.look(name), APART * (i - (len(lines) - 1) / 2)
-        own = [_line((x(a.x), y(a.y)), (x(b.x), y(b.y)), f"line {hue(look)}") for a, b in pairwise(points)]
+        pairs = [(a, b) for a, b in pairwise(points) if b.joined]
+        own = [_line((x(a.x), y(a.y)), (x(b.x), y(b.y)), f"line {hue(look)}") for a, b in pairs]
         own += [_whisker(x(p.x), y, p, look) for p in points]
         own += [at(x(p.x), HEIGHT * (1 - y(p.y)), marker(look), tag("title", name)) for p in points]
         drawn.append(tag("g", *own, transform=f"translate({aside:g})"))
@@ -189,25 +199,38 @@ def _line(start: tuple[float, float], end: tuple[float, float], kind: str) -> Ht
 
 
 def _whisker(place: float, y: Scale, point: Point, look: int) -> Html:
-    """An interval along the left axis, with caps."""
-    if point.low is None or point.high is None:
+    """An interval along the left axis, with caps; an open one goes on to the top."""
+    if point.low is None:
         return Html("")
-    kind, (top, end) = f"whisker {hue(look)}", [round(HEIGHT * (1 - y(v)), 1) for v in (point.high, point.low)]
-    caps = [tag("line", x1=-CAP, x2=CAP, y1=v, y2=v, class_=kind) for v in (top, end)]
+    ends = [end for end in (point.high, point.low) if end is not None]
+    kind, places = f"whisker {hue(look)}", [round(HEIGHT * (1 - y(end)), 1) for end in ends]
+    caps = [tag("line", x1=-CAP, x2=CAP, y1=v, y2=v, class_=kind) for v in places]
+    top, end = places if len(places) > 1 else (0, places[0])
     return at(place, 0, tag("line", x1=0, x2=0, y1=top, y2=end, class_=kind), *caps)
 
 
-def _figures(material: Material, rows: Sequence[Row]) -> Html:
+def _reached(found: Row | None, form: Form) -> str | None:
+    """A median that can lie among what was missed; so can the upper end of its interval."""
+    if found and "median" not in found:
+        return "not reached"
+    opened = {"high": inf, **found} if found and "low" in found else found
+    return median(opened, lambda value: "∞" if value == inf else form(value))
+
+
+def _figures(material: Material, rows: Sequence[Row], settings: Row) -> Html:
     """What the curves are made of."""
     grid = Grid({row["policy"]: who(row["policy"], material.look(base(row))) for row in rows})
     for row in rows:
         name, late, moved = row["policy"], row.get("realtime", {}), row.get("reaction", {})
         grid.put("late by, steps", name, number(late.get("delay")))
+        if late and settings.get("latency_from"):  # students that lie close to a step differ by chance
+            spare_ms = 1e3 * late["delay"] / settings["fps"] - late["latency_ms"]
+            grid.put("to the next step, ms", name, number(round(spare_ms, 2)))
         grid.put("stood still, %", name, number(100 * row["held"]) if "held" in row else None)
         grid.put("success, %", name, rate(row.get("success")))
         grid.put("difference, points", name, difference(row.get("paired")))
-        grid.put("reaction, steps", name, median(moved.get("steps"), tick))
-        grid.put("reaction, ms", name, median(moved.get("seconds"), lambda seconds: short(1e3 * seconds)))
+        grid.put("reaction, steps", name, _reached(moved.get("steps"), tick))
+        grid.put("reaction, ms", name, _reached(moved.get("seconds"), lambda seconds: short(1e3 * seconds)))
         grid.put("moved", name, number(moved.get("moved")))
         grid.put("missed", name, number(moved.get("missed")))
     return grid.table("Success and reaction at every latency")

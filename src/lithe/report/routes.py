@@ -36,7 +36,7 @@ def routes(material: Material) -> list[Html]:
     for document in material.of("eval"):
         rows = {name: row for name, row in by_policy(document).items() if row.get("layers_run", {}).get("each")}
         if rows:
-            parts += [tag("h3", str(document.get("name")))] if len(material.of("eval")) > 1 else []
+            parts += [tag("h3", aside)] if (aside := material.aside(document)) else []
             parts += [_maps(material, rows), _counts(material, rows), _summary(material, rows)]
     return [*parts, *_clouds(material)]
 

@@ -187,7 +187,7 @@ def _front(material: Material, evaluation: Row, bench: Row, names: list[str]) ->
     alt = "Success against median milliseconds: " + "; ".join(f"{m.name} {m.text}" for m in marks)
     forms, lines = (tick, lambda v: tick(100 * v)), [("front", _staircase(marks))]
     said = (
-        f"Up and to the left is better ({evaluation.get('name')}, timed on {machine(bench)}). Vertical bars: 95 % "
+        f"Up and to the left is better ({material.title(evaluation)}, timed on {machine(bench)}). Vertical bars: 95 % "
         "intervals of success. Horizontal bars: 95 % intervals of the speed ratio, in ms of this machine. The line "
         f"joins the policies that no other one beats in both.{_apart(evaluation, bench, names)}"
     )

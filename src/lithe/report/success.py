@@ -27,7 +27,7 @@ def glance(material: Material) -> Html | None:
     names = material.names()
     grid = Grid({name: who(name, material.look(name)) for name in names})
     for document in material.of("eval"):
-        where = f", {document['name']}" if len(material.of("eval")) > 1 else ""
+        where = f", {aside}" if (aside := material.aside(document)) else ""
         for name, row in by_policy(document).items():
             grid.put(f"success, %{where}", name, rate(row.get("success")))
             grid.put(f"difference, points{where}", name, difference(row.get("paired")))
@@ -54,8 +54,8 @@ def success(material: Material) -> list[Html]:
     for document in material.of("eval"):
         rows, settings = by_policy(document), document.get("settings", {})
         tasks, n = settings.get("tasks", []), settings.get("episodes", "?")
-        if len(material.of("eval")) > 1:
-            parts.append(tag("h3", str(document.get("name"))))
+        if aside := material.aside(document):
+            parts.append(tag("h3", aside))
         played = (
             f"{n} episodes of each of {len(tasks)} tasks" if len(tasks) > 1 else f"{n} episodes of {''.join(tasks)}"
         )

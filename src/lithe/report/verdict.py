@@ -61,13 +61,14 @@ def cautions(material: Material) -> list[Html]:
                 )
             )
     for document in material.of("eval"):
+        aside = material.aside(document)
         for name, row in by_policy(document).items():
             pairs = row.get("paired", {})
             if pairs.get("same_start", pairs.get("n")) != pairs.get("n"):
                 found.append(
                     note(
                         tag("strong", "Not all pairs began alike. "),
-                        f"{name}: {pairs['same_start']} of "
+                        f"{name}{f' on {aside}' if aside else ''}: {pairs['same_start']} of "
                         f"{pairs['n']} episodes showed both policies bit-identical first observations.",
                     )
                 )
@@ -79,9 +80,9 @@ def _about(name: str, material: Material) -> list[Html]:
     evaluations, benches = material.of("eval"), material.of("bench")
     said = []
     for document in evaluations:
-        rows = by_policy(document)
+        rows, aside = by_policy(document), material.aside(document)
         if "success" in rows.get(name, {}):
-            said.append(_success(name, rows, f" on {document['name']}" if len(evaluations) > 1 else ""))
+            said.append(_success(name, rows, f" on {aside}" if aside else ""))
     for document in benches:
         rows = by_policy(document)
         if "p50" in rows.get(name, {}).get("latency_ms", {}):

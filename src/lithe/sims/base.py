@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,9 @@ class Sim(ABC):
     horizon: ClassVar[int]  # steps after which an episode without success counts as failed
     limits: ClassVar[tuple[float, float]] = (-1.0, 1.0)  # actions are clipped to these
     motions: ClassVar[dict[str, int]] = {}  # how something can move by itself -> steps that this takes
+    # Tasks in which something can move and that stay solvable -> steps after which it does, from the first to below
+    # the second.
+    events: ClassVar[dict[str, tuple[int, int]]] = {}
 
     size: int  # observed images are size x size
     task: str = ""  # set by `reset`
@@ -49,11 +52,6 @@ class Sim(ABC):
     def default_tasks(cls) -> tuple[str, ...]:
         """The tasks a teacher is trained and judged on when nothing is chosen."""
         return cls.tasks()
-
-    @classmethod
-    def movable(cls) -> tuple[str, ...]:
-        """The tasks in which something can move by itself and that stay solvable when it does."""
-        return ()
 
     @classmethod
     @abstractmethod
@@ -120,8 +118,13 @@ class Sim(ABC):
             ways = f"choose from {', '.join(cls.motions)}" if cls.motions else "nothing can move by itself in it"
             raise ValueError(f"{cls.name} has no moving={moving!r}{suggestion(str(moving), list(cls.motions))}; {ways}")
         for task in tasks:
-            if task not in cls.movable():
-                raise ValueError(f"nothing can move in {task!r}; tasks that can be moved: {', '.join(cls.movable())}")
+            if task not in cls.events:
+                raise ValueError(f"nothing can move in {task!r}; tasks that can be moved: {', '.join(cls.events)}")
+
+    @classmethod
+    def motion(cls, moving: str) -> dict[str, Any]:
+        """What decides how things move; episodes with another one of these are no episodes of one evaluation."""
+        return {"steps": cls.motions[moving], "events": cls.events}
 
     def check_camera(self, camera: str) -> str:
         """`camera` itself, or a ValueError with a suggestion."""

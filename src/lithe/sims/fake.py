@@ -2,7 +2,8 @@
 
 A white hand moves in the unit cube. The tasks differ only in which of three coloured blocks it must touch, and the
 scene of a seed is the same for all of them: without reading the sentence nobody can do better than chance. With
-`moving` the wanted block leaves its corner for the free one before the hand can have reached it.
+`moving` the wanted block leaves its corner for the free one after one to three steps; a hand that began close to it may
+have touched it by then.
 Shapes: see sims/base.py.
 """
 
@@ -33,6 +34,7 @@ class FakeSim(Sim):
     cameras: ClassVar[tuple[str, ...]] = ("front", "wrist")
     horizon: ClassVar[int] = 40
     motions: ClassVar[dict[str, int]] = {"jump": 1, "drift": 12}
+    events: ClassVar[dict[str, tuple[int, int]]] = dict.fromkeys(COLOURS, (1, 4))
 
     def __init__(self, size: int = 32, moving: str | None = None) -> None:
         if size < 8:
@@ -51,10 +53,6 @@ class FakeSim(Sim):
         return tuple(COLOURS)
 
     @classmethod
-    def movable(cls) -> tuple[str, ...]:
-        return cls.tasks()
-
-    @classmethod
     def instruction(cls, task: str) -> str:
         return f"Touch the {cls.check_task(task).removeprefix('reach-')} block"
 
@@ -69,7 +67,9 @@ class FakeSim(Sim):
         if self.moving:
             dices = dice(task, seed)
             free = np.append(corners[-1] + dices.uniform(-0.1, 0.1, 2), 0.2)
-            self._motion = Motion(int(dices.integers(1, 4)), self.motions[self.moving], free - self._start_S)
+            self._motion = Motion(
+                int(dices.integers(*self.events[task])), self.motions[self.moving], free - self._start_S
+            )
         self.event = self._motion.begin if self._motion else None
 
     def step(self, action_A: np.ndarray) -> bool:

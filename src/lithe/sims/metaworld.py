@@ -5,7 +5,7 @@ observation (hand xyz, gripper opening; no object positions), the task sentences
 Different: a second camera on the wrist (gripperPOV), 64-pixel images, and shadows, reflections and multisampling off,
 which makes a frame ten times cheaper on a CPU: a policy for these pictures is not promised to work on LeRobot's
 480-pixel shadowed ones. The first observation shows the object where it is (see `_settle`). `horizon` is 200 steps, not
-500: the scripted experts need 27-110. Goal markers are visible, as in LeRobot; at 64 pixels most are one pixel.
+500: the scripted experts need 14-110. Goal markers are visible, as in LeRobot; at 64 pixels most are one pixel.
 With `moving` the furniture of a default task, target included, goes to another of its starting places while the arm is
 on its way to it.
 """
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lithe.sims._moving import Motion, dice, elsewhere
+from lithe.sims._moving import FAR, Motion, dice, elsewhere
 from lithe.sims._mujoco import Renderer
 from lithe.sims.base import Sim
 
@@ -48,7 +48,9 @@ FURNITURE = {
     "handle-press-v3": ("box", ""),  # these two carry their goal
     "coffee-button-v3": ("coffee_machine", ""),
 }
-EVENTS = (6, 16)  # steps after which it moves: the arm is on its way, the fastest expert is there after 27
+# Steps after which it moves: the arm is on its way, and the fastest expert is there after 27. The handle is reached
+# after 14 and close enough after 6 that a box drifting against an arm which has stopped can press it.
+EVENTS = {**dict.fromkeys(FURNITURE, (6, 16)), "handle-press-v3": (2, 6)}
 
 INSTRUCTIONS = {
     "assembly-v3": "Pick up a nut and place it onto a peg",
@@ -115,6 +117,7 @@ class MetaWorld(Sim):
     cameras: ClassVar[tuple[str, ...]] = ("corner2", "gripperPOV")
     horizon: ClassVar[int] = 200
     motions: ClassVar[dict[str, int]] = {"jump": 1, "drift": 40}
+    events: ClassVar[dict[str, tuple[int, int]]] = EVENTS
 
     def __init__(self, size: int = 64, moving: str | None = None) -> None:
         if not 16 <= size <= 480:
@@ -137,8 +140,8 @@ class MetaWorld(Sim):
         return MINI_TASKS
 
     @classmethod
-    def movable(cls) -> tuple[str, ...]:
-        return tuple(FURNITURE)
+    def motion(cls, moving: str) -> dict[str, Any]:
+        return {**super().motion(moving), "furniture": FURNITURE, "far": FAR}
 
     @classmethod
     def instruction(cls, task: str) -> str:
@@ -224,7 +227,7 @@ class MetaWorld(Sim):
         rng, space = dice(self.task, seed), env._random_reset_space
         place = env.model.body(FURNITURE[self.task][0]).pos.copy()
         way = elsewhere(place, space.low, space.high, rng) - place
-        return Motion(int(rng.integers(*EVENTS)), self.motions[self.moving], way)
+        return Motion(int(rng.integers(*self.events[self.task])), self.motions[self.moving], way)
 
     def _free_renderer(self) -> None:
         if self._renderer is not None:
