@@ -108,7 +108,8 @@ def timed_on(bench: dict[str, Any]) -> str:
     settings, hardware = bench["settings"], bench["hardware"]
     seen = ""
     if "episodes" in settings:
-        tasks = f" of {settings['tasks']} tasks" if "tasks" in settings else ""
+        of_all = f" of {settings['tasks_in_data']}" if "tasks_in_data" in settings else ""
+        tasks = f" of {settings['tasks']}{of_all} tasks" if "tasks" in settings else ""
         seen = f"{settings['runs']} recorded observations in {settings['episodes']} episodes{tasks}, "
     busy = "" if settings["quiet"] else ", WHILE THE MACHINE WAS BUSY"
     return (

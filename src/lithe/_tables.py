@@ -99,7 +99,8 @@ def caption(document: dict[str, Any]) -> str:
     told = [f"{key} {s[key]}" for key in named if key in s]
     text = f"Milliseconds hold for this machine only (batch 1, {', '.join(told)}, n {s['runs']} after {s['warmup']}). "
     if "episodes" in s:
-        text += f"All saw {s['runs']} recorded observations: {s['episodes']} episodes, {s['tasks']} tasks. "
+        met = f" of {s['tasks_in_data']}" if "tasks_in_data" in s else ""
+        text += f"All saw {s['runs']} recorded observations: {s['episodes']} episodes, {s['tasks']}{met} tasks. "
     if line:
         most = f", no cut passes x{line['ceiling']:.3g}" if "ceiling" in line else ""
         text += f"p50 = {line['a_ms']:.4g} + {line['b_ms_per_layer']:.4g} * layers{most}. "

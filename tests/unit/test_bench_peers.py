@@ -188,6 +188,9 @@ def test_a_compiled_peer_counts_its_graphs_and_is_refused_where_nothing_was_comp
     row = run(pico, names=["p"], peers=["lerobot-compiled"])["rows"][1]
     assert (row["policy"], row["graphs"], row["recompiled"], modes) == ("p/lerobot-compiled", 2, 0, ["default"])
     assert row["not_equal"][0] == "torch.compile: of the whole chunk, mode default"
+    monkeypatch.setattr(peers, "LeRobotCompiled", DressedCompiled)
+    asked = run(pico, peers=["lerobot-compiled:max-autotune"])["rows"][1]
+    assert [row["runtime"], asked["runtime"]] == ["lerobot-compiled", "lerobot-compiled:max-autotune"]
 
 
 def test_a_runtime_that_was_attached_gets_a_peer_too(pico, plant):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from lithe import measure, result, surgery
 from lithe._layers import layers_run
-from lithe.bench import lanes
+from lithe.bench import lanes, rows
 from lithe.bench.feed import Episodes, episodes
 from lithe.cli import app
 from lithe.data.fake import FakeData
@@ -161,6 +161,29 @@ def test_the_feed_is_whole_episodes_at_the_policy_s_pace_and_tasks_take_turns():
     assert tasks[0] != tasks[1] == DATA.tasks[1 - DATA.tasks.index(tasks[0])] and found.tasks == 2
     assert episodes(DATA, 11, REPLAN, seed=3) == found
     assert {episodes(DATA, 11, REPLAN, seed=n).frames[0] for n in range(8)} > {found.frames[0]}
+
+
+def test_the_feed_goes_on_until_every_task_was_met_but_not_for_ever():
+    assert [len(episodes(DATA, least, REPLAN, 3)) for least in (1, 2, 3, 5)] == [5, 5, 10, 10]
+    one = episodes(DATA, 2, REPLAN, 3).facts()
+    assert one == {"inputs": "FakeData", "episodes": 1, "tasks": 1, "tasks_in_data": 2}, "what was not seen is said"
+    assert episodes(DATA, 5, REPLAN, 3).facts()["tasks"] == 2
+
+
+def test_every_observation_knows_its_episode_and_one_that_comes_again_is_the_same():
+    found = episodes(frames(episodes=2), 12, REPLAN, seed=0)
+    first, second = found.frames[0], found.frames[5]
+    assert found.episode == [first] * 5 + [second] * 5 + [first] * 5
+
+
+def test_intervals_of_recorded_episodes_draw_whole_ones(clock, monkeypatch):
+    drawn = []
+    sound = rows.ratio
+    monkeypatch.setattr(rows, "ratio", lambda *a, **k: (drawn.append(k["episode"]), sound(*a, **k))[1])
+    timed(clock)
+    assert drawn == [episodes(DATA, 6, REPLAN, 0).episode] * 4 and len(set(drawn[0])) == 2
+    B.bench([clock(policy())], runs=2, warmup=0)
+    assert drawn[4:] == [None, None], "without episodes there are none to draw"
 
 
 def test_a_small_data_set_comes_again():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from importlib import import_module
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 from lithe import checkpoint, measure, surgery
+from lithe.bench import lanes, rows
 from lithe.families.base import Family
 from lithe.families.pi import Pi
 from lithe.measure import Clock, Neighbours, PeakMemory, Stopwatch, ceilings, percentiles
@@ -158,22 +160,48 @@ def test_ceilings_count_two_flops_a_multiply_add_and_both_ways_of_a_copy(monkeyp
     monkeypatch.setitem(measure.SIDES, "cpu", (8, 16))
     monkeypatch.setitem(measure.COPY_MIB, "cpu", 1)
     monkeypatch.setattr(measure, "_best_s", lambda call, device: (call(), 0.5)[1])
-    assert measure._ceilings.__wrapped__("cpu", torch.bfloat16, 1) == {
+    assert measure._probed("cpu", torch.bfloat16) == {
         "flops_per_s": 4 * 16**3,
         "bytes_per_s": 4 * 2**20,
     }
 
 
-def test_ceilings_are_measured_once(monkeypatch):
+def test_ceilings_are_probed_again_and_never_fall(monkeypatch):
     monkeypatch.setitem(measure.SIDES, "cpu", (64,))
     monkeypatch.setitem(measure.COPY_MIB, "cpu", 1)
-    measure._ceilings.cache_clear()
+    monkeypatch.setattr(measure, "BEST", {})
+    state = torch.get_rng_state()
     first = ceilings()
     assert 1e7 < first["flops_per_s"] < 1e14
     assert 1e7 < first["bytes_per_s"] < 1e13
-    monkeypatch.setattr(measure, "_best_s", None)
-    assert ceilings() == first
-    measure._ceilings.cache_clear()  # others want real ones
+    assert torch.equal(torch.get_rng_state(), state), "measuring draws from the process's own random numbers"
+    seen = iter([(first["flops_per_s"] / 2, 3e13), (3e14, 2e13)])
+    monkeypatch.setattr(measure, "_probed", lambda *key: dict(zip(("flops_per_s", "bytes_per_s"), next(seen))))
+    assert ceilings() == {"flops_per_s": first["flops_per_s"], "bytes_per_s": 3e13}
+    assert ceilings() == {"flops_per_s": 3e14, "bytes_per_s": 3e13}
+
+
+def test_the_share_of_the_floor_is_of_the_ceilings_seen_after_the_times_too(pico, time, monkeypatch):
+    seen = iter([1e9, 4e9])
+    monkeypatch.setattr(B, "ceilings", lambda device, dtype: dict.fromkeys(("flops_per_s", "bytes_per_s"), next(seen)))
+    document = B.bench([Planted(pico, time)], runs=2, warmup=0)
+    assert document["ceilings"] == {"cpu/float32": {"flops_per_s": 4e9, "bytes_per_s": 4e9}}
+    assert document["rows"][0]["floor_ms"] == pytest.approx(pico.cost().floor_ms(4e9, 4e9), rel=1e-5)
+
+
+def test_launches_are_counted_after_everything_was_timed(pico, time, monkeypatch):
+    log: list = []
+    asked: list[int] = []
+
+    def counted(call, device):
+        asked.append(len(log))
+        call()
+        return {"launches": 7}
+
+    monkeypatch.setattr(lanes, "launches", counted)
+    document = B.bench([Planted(pico, time, log=log, tag=t) for t in "AB"], runs=3, warmup=1)
+    every = 2 * 2 + 2 * 2 * 4  # to look at memory, then the warm-up and three runs at both boundaries
+    assert asked == [every, every + 1] and [row["launches"] for row in document["rows"]] == [7, 7]
 
 
 def test_the_best_of_several_counts(time):
@@ -211,14 +239,26 @@ def test_the_load_average_judges_where_the_kernel_does_not_tell(monkeypatch, tim
 # -- bench -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_policy_takes_its_turn_in_rotated_order(pico, time):
+def turns(pico: Family, time: FakeTime, runs: int, seed: int = 0) -> list[str]:
+    """The order of three policies in every iteration."""
     log: list = []
-    B.bench([Planted(pico, time, log=log, tag=t) for t in "ABC"], runs=4, warmup=0)
+    B.bench([Planted(pico, time, log=log, tag=t) for t in "ABC"], runs=runs, warmup=0, seed=seed)
     del log[: 2 * 3]  # memory is looked at before
     order = ["".join(tag for tag, _ in log[i : i + 3]) for i in range(0, len(log), 3)]
     kinds = [{kind for _, kind in log[i : i + 3]} for i in range(0, len(log), 3)]
-    assert order == ["ABC", "ABC", "BCA", "BCA", "CAB", "CAB", "ABC", "ABC"]
-    assert kinds == [{"model"}, {"infer"}] * 4
+    assert kinds == [{"model"}, {"infer"}] * runs and order[::2] == order[1::2]
+    return order[::2]
+
+
+def test_every_policy_takes_its_turn_in_an_order_drawn_for_each_iteration(pico, time):
+    found = turns(pico, time, 40)
+    assert {"".join(sorted(order)) for order in found} == {"ABC"}
+    assert turns(pico, time, 4) == found[:4] and turns(pico, time, 40, seed=1) != found, "drawn by the seed"
+    before = Counter(order[order.index(tag) - 1] + tag for order in found for tag in order[1:])
+    assert set(before) == {"AB", "AC", "BA", "BC", "CA", "CB"}
+    assert max(before.values()) < 2.5 * min(before.values()), f"someone nearly always follows the same: {before}"
+    firsts = Counter(order[0] for order in found)
+    assert min(firsts.values()) >= 6
 
 
 def test_planted_times_come_back(pico, time):
@@ -280,6 +320,33 @@ def test_the_interval_of_equal_policies_holds_one_and_of_others_does_not():
     assert misses <= 5
 
 
+def covered(episodes: int, by_episode: bool) -> float:
+    """How often the interval holds the true ratio, where a policy is slow or fast all through an episode."""
+    rng, each, hits = np.random.default_rng(3), 12, 0
+    member = np.repeat(np.arange(episodes), each)
+    for seed in range(200):
+        reference = 60 * np.exp(rng.normal(0, 0.05, episodes * each))
+        own = 25 * np.exp(rng.normal(0, 0.15, episodes)[member] + rng.normal(0, 0.05, episodes * each))
+        found = B.ratio(reference, own, seed, member.tolist() if by_episode else None)
+        hits += found["low"] <= 60 / 25 <= found["high"]
+    return hits / 200
+
+
+def test_the_interval_of_recorded_episodes_is_of_whole_ones(monkeypatch):
+    monkeypatch.setattr(rows, "RESAMPLES", 300)
+    assert covered(8, by_episode=True) >= 0.85 > 0.8 > covered(8, by_episode=False)
+
+
+def test_resampled_medians_are_medians():
+    rng = np.random.default_rng(0)
+    ms, times = rng.normal(size=7).round(1), rng.integers(0, 3, (50, 7)) + np.eye(1, 7, dtype=int)
+    expected = [np.median(np.repeat(ms, row)) for row in times]
+    assert np.allclose(rows._medians(ms, times), expected, rtol=0, atol=1e-12)
+    whole = rows._clusters([5, 5, 9, 9, 9, 2], rng)
+    assert (whole[:, 0] == whole[:, 1]).all() and (whole[:, 2:3] == whole[:, 2:5]).all()
+    assert (whole[:, [0, 2, 5]].sum(axis=1) == 3).all() and len(np.unique(whole, axis=0)) == 10, "all that there are"
+
+
 def test_the_fit_finds_the_line(pico, time):
     def lane(depth):
         model = surgery.cut(pico, [KeepLayers("trunk", tuple(range(depth)))])
@@ -305,6 +372,24 @@ def test_policies_of_another_kind_stay_out_of_the_fit(pico, time):
     assert "fit" not in B.bench([Planted(pico, time), fewer_steps], runs=2, warmup=0)
 
 
+def test_a_variant_of_a_runtime_has_a_line_of_its_own(pico, time):
+    class Slow(Planted):
+        title = "planted-slow"
+
+    two = surgery.cut(pico, [KeepLayers("trunk", (0, 1))])
+    runtimes = [
+        kind(model, time, parts={"vision": ms + model.depth()})
+        for model in (pico, two)
+        for kind, ms in ((Planted, 1.0), (Slow, 20.0))
+    ]
+    document = B.bench(runtimes, names=["fast4", "slow4", "fast2", "slow2"], runs=2, warmup=0)
+    assert [(fit["runtime"], fit["a_ms"], set(fit["residuals"])) for fit in document["fits"]] == [
+        ("planted", pytest.approx(1.0), {"fast4", "fast2"}),
+        ("planted-slow", pytest.approx(20.0), {"slow4", "slow2"}),
+    ]
+    assert [row["runtime"] for row in document["rows"]] == ["planted", "planted-slow"] * 2
+
+
 def test_a_variant_is_as_good_a_name_as_a_family():
     for variant in ("pi0", "pi05"):
         assert B.load(f"{variant}:pico").config.variant == variant
@@ -322,7 +407,8 @@ def test_every_depth_runtime_and_number_of_steps_takes_part(pico):
         assert (row["depth"], row["runtime"], row["steps"]) == (int(depth), runtime, int(steps))
         text = row["text_tokens"] if "text_tokens" in row else document["settings"]["text_tokens"]
         shallow = pico if row["depth"] == 4 else surgery.cut(pico, [KeepLayers("trunk", (0, 1))])
-        assert row["flops"] == shallow.cost(text=text, steps=row["steps"]).flops
+        told = shallow.packed_cost if runtime == "packed" else shallow.cost
+        assert row["flops"] == told(text=text, steps=row["steps"]).flops
     words = {row["runtime"]: row["text_tokens"] for row in rows.values()}
     assert words["packed"] < words["eager"] == pico.config.text, "a fast runtime is charged for what it computes"
     assert [(fit["runtime"], fit["steps"]) for fit in document["fits"]] == [
@@ -406,9 +492,15 @@ def test_the_caption_says_whether_the_machine_was_quiet(pico, time, monkeypatch,
         ({"views": 3}, "views must be from 1 to 2"),
         ({"steps": 7}, "steps=None was given to a bench of steps=7"),
         ({"runtimes": []}, "at least one policy and one runtime"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"image": -3}, "image must be at least 1, not -3"),
+        ({"steps": (2, 0)}, r"steps must be at least 1, not \(2, 0\)"),
+        ({"device": "gpu"}, "no device 'gpu'"),
+        ({"device": "cuda:7"}, "device='cuda:7' is not among the 1 CUDA devices"),
     ],
 )
-def test_what_cannot_be_done_is_refused(pico, time, settings, message):
+def test_what_cannot_be_done_is_refused(pico, time, monkeypatch, settings, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=message):
         B.bench([Planted(pico, time), Planted(pico, time)], **{"runs": 2, "warmup": 0, **settings})
 

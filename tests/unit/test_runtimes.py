@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +18,7 @@ from lithe import registry
 from lithe.data.fake import FakeData
 from lithe.families._packing import Timed
 from lithe.routers.base import Memory, Router
-from lithe.runtimes import _exported, _kernels, cudagraph
+from lithe.runtimes import _exported, _fast, _kernels, cudagraph
 from lithe.runtimes._recent import Recent
 from lithe.runtimes.compiled import Compiled
 from lithe.runtimes.cudagraph import Cudagraph
@@ -296,8 +297,9 @@ def test_a_failing_capture_is_said(monkeypatch):
         def wait_stream(self, other: Any) -> None:
             pass
 
-    for name in ("Stream", "current_stream", "stream", "graph", "CUDAGraph"):
+    for name in ("Stream", "current_stream", "set_stream", "current_device", "stream", "graph", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, Nothing)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", Nothing, raising=False)
     assert cudagraph.captured(lambda: 5, None)[1] == 5
 
     def failing() -> None:
@@ -305,6 +307,83 @@ def test_a_failing_capture_is_said(monkeypatch):
 
     with pytest.raises(ValueError, match=r"capturing a CUDA graph failed .no memory left.: use the runtime packed"):
         cudagraph.captured(failing, None)
+
+
+class Stream:
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+class TorchCuda:
+    """What torch 2.11 does to the process in a capture, and leaves undone when the capture cannot be ended."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.default = self.current = Stream()
+        self.under_way: list[Any] = []
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "current_stream", lambda: self.current)
+        patch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream))
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "stream", self.within)
+        patch.setattr(torch.cuda, "graph", lambda graph, pool: Capture(self, pool))
+        patch.setattr(torch.cuda, "CUDAGraph", object)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+
+    @contextmanager
+    def within(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def end(self, device: int, pool: Any) -> None:
+        if pool not in self.under_way:
+            raise RuntimeError("not currently recording to this pool")
+        self.under_way.remove(pool)
+
+
+class Capture:
+    def __init__(self, cuda: TorchCuda, pool: Any):
+        self.cuda, self.pool = cuda, pool
+
+    def __enter__(self) -> None:
+        assert not self.cuda.under_way, "empty_cache: a capture is under way"
+        self.before, self.cuda.current = self.cuda.current, Stream()
+        self.cuda.under_way.append(self.pool)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.cuda.under_way.remove(self.pool)
+        self.cuda.current = self.before
+
+
+@pytest.mark.parametrize("sound", [0, cudagraph.WARMUP], ids=["before", "inside"])
+def test_a_capture_that_fails_leaves_the_process_as_it_was(monkeypatch, sound):
+    cuda, left = TorchCuda(monkeypatch), [sound]
+
+    def failing() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    for _ in range(2):
+        left[0] = sound
+        with pytest.raises(ValueError, match=r"failed .operation not permitted when stream is capturing.: use"):
+            cudagraph.captured(failing, "pool")
+        assert cuda.current is cuda.default and not cuda.under_way
+    for pool in ("pool", "another"):
+        assert cudagraph.captured(lambda: 5, pool)[1] == 5
+
+
+def test_variants_of_a_runtime_are_told_apart(graphs_on_cpu, monkeypatch):
+    monkeypatch.setattr(cudagraph, "need_compiler", lambda *asked: None)
+    monkeypatch.setattr(_fast.Fast, "_compared", lambda self: (0.0, 1.0))  # nothing is run
+    model = policy()
+    assert [Cudagraph(model, fuse=fuse).title for fuse in (False, True)] == ["cudagraph", "cudagraph-fused"]
+    assert [Openvino(model, half=half).title for half in (False, True)] == ["openvino", "openvino-half"]
+    assert Packed(model).title == "packed"
 
 
 def test_a_router_on_the_way_is_refused(graphs_on_cpu):
@@ -334,7 +413,7 @@ def test_graphs_are_exported_once_for_each_shape_and_route(kind, monkeypatch):
 
     runtime.shapes.kept.clear()
     assert [ask(0, 5), ask(1, 11), ask(2, 13), ask(3, 16), ask(4, 5)] == [3, 0, 2, 0, 0], "another route: two more"
-    assert any(name.endswith("16-words-layers-0-2-3-step") for name in written)
+    assert any(name.endswith("16-words-layers-0-2-3-step-of-3") for name in written)
     assert [route.run for route in runtime.taken] == [route.run for route in eager.taken]
     for chunk, expected in held:  # all of them at the end: an answer must not be overwritten by the next
         agree(chunk, expected)
@@ -356,6 +435,23 @@ def test_exported_files_go_with_the_last_twin(monkeypatch):
     sessions.clear()
     gc.collect()
     assert not home.exists(), "exported files stay behind"
+
+
+def test_policies_that_share_a_folder_keep_their_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(_exported, "write", lambda function, given, path: path.touch() or function(given))
+    monkeypatch.setattr(Onnx, "open", lambda self, path, inputs: None)
+    monkeypatch.setattr(
+        Onnx, "_compared", lambda self: self.shapes.get(0, lambda: _exported.Shape(self, feed)) and (0, 1)
+    )
+    model, other = policy(), policy()
+    feed = model.packed().trim(observation(model), True)
+    with torch.no_grad():
+        other.expert.layers[0].q_proj.weight[0, 0] += 1e-3
+    counts = []
+    for kind in (model, other, model):
+        Onnx(kind, into=tmp_path)
+        counts.append(len(list(tmp_path.iterdir())))
+    assert counts == [1, 2, 2], "another policy has files of its own, the same one its old ones"
 
 
 def test_openvino_in_half_precision_is_held_to_an_angle():

@@ -3,9 +3,9 @@
 Every policy is loaded once and sees the same at batch 1: recorded episodes, or one random observation. Two boundaries
 are timed: the model (a Batch in memory to actions, split into vision, prefix and denoise) and end to end (uint8
 pictures to float actions in host memory, `Runtime.infer`); router and repeated passes are inside both. All policies
-take turns within each iteration, in rotated order, so that drift hits all of them alike. What the numbers mean, and
-what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in lanes.py, other
-implementations of it in peers.py, what is published in rows.py.
+take turns within each iteration, in an order drawn anew each time, so that drift hits all of them alike. What the
+numbers mean, and what they do not, is in docs/measuring.md; the instruments are in measure.py, one policy's sessions in
+lanes.py, other implementations of it in peers.py, what is published in rows.py.
 """
 
 from __future__ import annotations
@@ -61,22 +61,24 @@ def bench(
 
     policies: policy folders of lithe, LeRobot or openpi, hub ids, "family:preset" for random weights, loaded families,
     or runtimes already attached. names: one each (default: folder name, or family and depth). runs, warmup: iterations,
-    each times every policy once at either boundary; with data the last episode is finished, too. steps: denoise steps
-    (None = each policy's own). views: live cameras (None = all the policy has). runtimes: for whatever is not a runtime
-    yet. layers: depths to which each policy is cut (() = as it is). Of several runtimes, depths or numbers of steps
-    every combination takes part. baseline: name of the policy ratios refer to (default: the first). threads: of torch,
-    restored afterwards. image: side of the camera pictures (None = the model's own, nothing to resize). data: recorded
-    episodes to show all of them, chosen by `seed`; None = one random observation, which tells nothing about a policy
-    that decides by what it sees. peers: other implementations to stand beside every policy with its weights: "lerobot",
-    "lerobot-compiled", or "lerobot-compiled:<mode of torch.compile>". device, dtype: where and in which type to load
-    policies that are named, such as "cuda" and "bfloat16"; loaded ones and runtimes are taken as they are.
+    each times every policy once at either boundary; with data whole episodes, more until each task was met. steps:
+    denoise steps (None = each policy's own). views: live cameras (None = all the policy has). runtimes: for whatever is
+    not a runtime yet. layers: depths to which each policy is cut (() = as it is). Of several runtimes, depths or
+    numbers of steps every combination takes part. baseline: name of the policy ratios refer to (default: the first).
+    threads: of torch, restored afterwards. image: side of the camera pictures (None = the model's own, nothing to
+    resize). data: recorded episodes to show all of them, chosen by `seed`; None = one random observation, which tells
+    nothing about a policy that decides by what it sees. peers: other implementations to stand beside every policy with
+    its weights: "lerobot", "lerobot-compiled", or "lerobot-compiled:<mode of torch.compile>". device, dtype: where and
+    in which type to load policies that are named, such as "cuda" and "bfloat16"; loaded ones and runtimes are taken as
+    they are.
 
     Raises ValueError for policies that differ in views or horizon, a policy that does not fit the data, a routed one
-    without data, a peer that cannot host a policy or does not agree with it, a name that is not there, or fewer than 2
-    runs.
+    without data, a peer that cannot host a policy or does not agree with it, a name or device that is not there, fewer
+    than 2 runs, or a number below 1.
     """
     if runs < 2 or warmup < 0:
         raise ValueError(f"bench needs at least 2 runs and no negative warm-up, not {runs} and {warmup}")
+    _check_positive(threads=threads, image=image, steps=steps)
     if data is not None and image is not None:
         raise ValueError(f"image={image} is for random pictures, those of data have their own size: give only one")
     neighbours = Neighbours()  # from here on: a disturbed ceiling spoils the shares just as well
@@ -101,10 +103,14 @@ def bench(
         for lane in lanes:
             lane.forget()
         take_turns(lanes, len(shown) if shown else runs, "bench")
+        limits = {key: ceilings(*key) for key in limits}  # once more: the largest of both counts
+        for lane in lanes:
+            lane.count()
         fed = shown.facts() if shown else {"inputs": "random"}
         settings = {**_settings(lanes, warmup, neighbours), **fed}
     reference = next(lane for lane in lanes if lane.name == (baseline or lanes[0].name))
-    rows = [row(lane, reference, limits[lane.device, lane.dtype], settings) for lane in lanes]
+    met = shown.episode if shown else None
+    rows = [row(lane, reference, limits[lane.device, lane.dtype], settings, met) for lane in lanes]
     machine = {f"{place}/{str(kind)[6:]}": rounded(limit) for (place, kind), limit in limits.items()}
     document = result.make(
         "bench", "bench", settings, rows, ceilings=machine, fit=fit_like(lanes, reference), **fits(lanes)
@@ -153,13 +159,22 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else known[name]
 
 
+def _check_positive(**settings: int | Sequence[int] | None) -> None:
+    for name, value in settings.items():
+        numbers = [] if value is None else [value] if isinstance(value, int) else value
+        if any(number < 1 for number in numbers):
+            raise ValueError(f"{name} must be at least 1, not {value}: leave it out for the default")
+
+
 def _check_named(policies: Sequence[Any], device: str | None, dtype: str | None) -> None:
     """Raises ValueError for settings that would be ignored, and a device that is not there."""
     _dtype(dtype)
     if device is not None:
-        check_device(device)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"there is no CUDA device here for device={device!r}: leave it out")
+        place, there = check_device(device), torch.cuda.device_count()
+        if place.type == "cuda" and (place.index or 0) >= there:
+            raise ValueError(
+                f"device={device!r} is not among the {there} CUDA devices here: leave it out, or choose one"
+            )
     if (device or dtype) and any(isinstance(policy, (Family, Runtime)) for policy in policies):
         raise ValueError("device and dtype are for policies that are loaded by name: move loaded ones with .to(...)")
 
@@ -180,7 +195,7 @@ def _terms(name: str, runtime: Runtime, views: int | None, data: Data | None) ->
     if data is not None:
         _check_fits(name, runtime, spec.cameras[:views], data)
     terms = {
-        "runtime": runtime.name,
+        "runtime": runtime.title,
         "dtype": dtypes(runtime.model),
         "device": str(next(runtime.model.parameters()).device),
         "views": views,

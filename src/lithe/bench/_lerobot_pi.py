@@ -76,7 +76,7 @@ def _config(model: Any, kind: Any, steps: int) -> Any:
         **_lerobot.features(c),
         normalization_mapping=_lerobot.normalization(model),
         dtype=str(weights.dtype)[6:],
-        device=weights.device.type,
+        device=str(weights.device),
         chunk_size=c.horizon,
         n_action_steps=c.replan,
         max_state_dim=c.width_state,

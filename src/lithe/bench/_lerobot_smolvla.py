@@ -81,7 +81,7 @@ def _config(model: Any, kind: Any, folder: str, steps: int, every: tuple[int, in
     return kind(
         **_lerobot.features(c),
         normalization_mapping=_lerobot.normalization(model),
-        device=next(model.parameters()).device.type,
+        device=str(next(model.parameters()).device),
         vlm_model_name=folder,
         load_vlm_weights=False,
         chunk_size=c.horizon,

@@ -16,6 +16,7 @@ from lithe.data.base import Data
 from lithe.types import Observation
 
 LOOKED = 512  # episodes whose task is looked up before some are chosen
+STRETCH = 2  # times the observations that were asked for, at most, so that every task is seen
 TASK = "push the button"  # what a policy is told to do without data
 
 
@@ -41,7 +42,8 @@ def still(cameras: Sequence[str], side: int, state_dim: int, seed: int) -> Still
 
 @dataclass(frozen=True)
 class Episodes:
-    """Frames of whole episodes, and the places at which one begins; after the last it begins anew."""
+    """Frames of whole episodes, and the places at which one begins; after the last it begins anew. tasks: how many of
+    the data's were met."""
 
     data: Data
     frames: tuple[int, ...]
@@ -54,9 +56,17 @@ class Episodes:
     def seen_by(self, cameras: Sequence[str]) -> Recorded:
         return Recorded(self, tuple(cameras))
 
+    @property
+    def episode(self) -> list[int]:
+        """Of every observation, the episode that it belongs to, by its first frame: the same where one comes again."""
+        firsts = [self.frames[place] for place in sorted(self.begins)]
+        number = np.cumsum([place in self.begins for place in range(len(self))]) - 1
+        return [firsts[i] for i in number]
+
     def facts(self) -> dict[str, Any]:
         """For the settings of a Result."""
-        return {"inputs": type(self.data).__name__, "episodes": len(self.begins), "tasks": self.tasks}
+        counts = {"episodes": len(self.begins), "tasks": self.tasks, "tasks_in_data": len(self.data.tasks)}
+        return {"inputs": type(self.data).__name__, **counts}
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Recorded:
 
 
 def episodes(data: Data, least: int, replan: int, seed: int) -> Episodes:
-    """As many whole episodes as give at least `least` observations; those of a small data set come again."""
+    """As many whole episodes as give at least `least` observations, and more until every task was met or there are
+    STRETCH times as many observations; those of a small data set come again."""
     stops = np.unique(data.vectors()[2])
     starts = np.concatenate([[0], stops[:-1]])
     order = np.random.default_rng(seed).permutation(len(starts))[:LOOKED]
@@ -87,7 +98,8 @@ def episodes(data: Data, least: int, replan: int, seed: int) -> Episodes:
     frames: list[int] = []
     begins: list[int] = []
     told: list[str] = []
-    while len(frames) < least:
+    every = len(set(tasks))
+    while len(frames) < least or (len(set(told)) < every and len(frames) < STRETCH * least):
         episode = int(turns[len(begins) % len(turns)])
         begins.append(len(frames))
         told.append(named[episode])

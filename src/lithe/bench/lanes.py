@@ -110,17 +110,19 @@ class Lane:
                 self.bounds_ms[key].append(watch.stop()["total"])
 
     def weigh(self) -> None:
-        """What it holds, and what one chunk adds at its peak; the first chunk is left out, for it also loads code. On
-        CUDA also what a chunk launches."""
+        """What it holds, and what one chunk adds at its peak; the first chunk is left out, for it also loads code."""
         self.run_model()
         self.warmup_s = self.model_ms[0]["total"] / 1e3
         with PeakMemory(self.device) as peak:
             self.run_model()
         held = held_mib(self.runtime.held()) + pools_mib(self.runtime.pools())
         self.memory_mb = None if peak.mib is None else held + peak.mib
-        if self.device.type == "cuda":
-            noise_BHA = self._noise(self.inner)
-            self.calls = launches(lambda: self.answer(noise_BHA, _unmarked), self.device)
+
+    def count(self) -> None:
+        """What one more chunk launches on CUDA. To be asked last: a profiler that was once attached may slow what
+        follows."""
+        noise_BHA = self._noise(self.inner)
+        self.calls = launches(lambda: self.answer(noise_BHA, _unmarked), self.device)
 
     def facts(self) -> dict[str, Any]:
         """What attaching found out, such as the error against eager, and what running has counted."""
@@ -163,7 +165,7 @@ class Lane:
     def _spent(self, passes: Sequence[Route]) -> Spent:
         text = self.runtime.text(self.batch)
         if text not in self.costs:
-            self.costs[text] = self.runtime.model.cost(self.views, text, self.runtime.steps)
+            self.costs[text] = self.runtime.cost(self.views, text)
         return spent(self.costs[text], passes, self.runtime.model.router)
 
 
@@ -192,10 +194,11 @@ def overruled(session: Runtime, short: bool) -> Iterator[None]:
 
 
 def take_turns(lanes: Sequence[Lane], places: int, label: str) -> None:
-    """Every lane once per place and boundary, the first turn passed on each time: ABC, BCA, CAB, ..."""
+    """Every lane once per place and boundary, in an order drawn anew for each place, the same for equal seeds: what a
+    lane leaves behind (threads that spin, a warm cache) then meets all the others alike."""
+    rng = np.random.default_rng(lanes[0].seed)
     for place in tqdm(range(places), desc=label, disable=None, leave=False):
-        first = place % len(lanes)
-        order = [*lanes[first:], *lanes[:first]]
+        order = [lanes[i] for i in rng.permutation(len(lanes))]
         for lane in order:
             lane.face(place)
         for run in (Lane.run_model, Lane.run_end_to_end, Lane.run_bounds):

@@ -104,9 +104,13 @@ class LeRobotCompiled(LeRobot):
     def __init__(self, model: Family, steps: int | None = None, seed: int = 0, mode: str | None = None):
         super().__init__(model, steps, seed)
         network = self.hosted.policy.model
-        self.mode = mode or str(self.hosted.policy.config.compile_mode)
+        self.asked, self.mode = mode, mode or str(self.hosted.policy.config.compile_mode)
         network.sample_actions = torch.compile(network.sample_actions, mode=self.mode)
         self.made = [0]  # graphs compiled by all its sessions: while it was attached, and after that
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}:{self.asked}" if self.asked else self.name
 
     def play(self, inputs: Inputs, noise_BHA: Tensor) -> Tensor:
         from torch._dynamo.utils import counters

@@ -17,19 +17,45 @@ LINE = (
 )
 
 
-def ratio(reference_ms: np.ndarray, other_ms: np.ndarray, seed: int = 0) -> dict[str, float]:
+def ratio(
+    reference_ms: np.ndarray, other_ms: np.ndarray, seed: int = 0, episode: Sequence[int] | None = None
+) -> dict[str, float]:
     """How many times faster `other` is: the ratio of medians, and its 95 % bootstrap interval.
 
     Both hold one time per iteration. Blocks of whole iterations are drawn: what disturbs both at once cancels, and what
-    lasts for several iterations is not taken for as many independent samples (circular block bootstrap).
+    lasts for several iterations is not taken for as many independent samples (circular block bootstrap). episode: the
+    one that each iteration belongs to; whole episodes are drawn then (cluster bootstrap), for a policy that decides
+    itself runs alike all through one.
     """
-    n = len(other_ms)
-    block = max(1, round(n ** (1 / 3)))
-    starts = np.random.default_rng(seed).integers(0, n, (RESAMPLES, -(-n // block), 1))
-    drawn = ((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
-    ratios = np.median(reference_ms[drawn], axis=1) / np.median(other_ms[drawn], axis=1)
+    rng = np.random.default_rng(seed)
+    times = _blocks(len(other_ms), rng) if len(set(episode or ())) < 2 else _clusters(episode or (), rng)
+    ratios = _medians(reference_ms, times) / _medians(other_ms, times)
     low, high = np.percentile(ratios, (2.5, 97.5))
     return rounded({"p50": np.median(reference_ms) / np.median(other_ms), "low": low, "high": high})
+
+
+def _blocks(n: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of n iterations is in each resample [RESAMPLES, n]."""
+    block = max(1, round(n ** (1 / 3)))
+    starts = rng.integers(0, n, (RESAMPLES, -(-n // block), 1))
+    drawn = ((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
+    return np.stack([np.bincount(each, minlength=n) for each in drawn])
+
+
+def _clusters(episode: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """The same where whole episodes are drawn, as many as there are different ones."""
+    found, member = np.unique(np.array(episode), return_inverse=True)
+    drawn = rng.multinomial(len(found), np.full(len(found), 1 / len(found)), RESAMPLES)
+    return drawn[:, member]
+
+
+def _medians(ms: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The median of every resample, in which each of these is as often as `times` says."""
+    order = np.argsort(ms)
+    passed = times[:, order].cumsum(axis=1)
+    low, high = (np.argmax(passed > half, axis=1)[:, None] for half in ((passed[:, -1:] - 1) // 2, passed[:, -1:] // 2))
+    middle: np.ndarray = ms[order][np.hstack([low, high])].mean(axis=1)
+    return middle
 
 
 def fit(points: dict[str, tuple[int, float]]) -> dict[str, Any] | None:
@@ -49,22 +75,28 @@ def fit(points: dict[str, tuple[int, float]]) -> dict[str, Any] | None:
     return {**rounded(line), "residuals": rounded(residuals), "note": LINE}
 
 
-def row(lane: Lane, reference: Lane, limits: dict[str, float], settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything about one policy that is not common to all of them, `settings`."""
+def row(
+    lane: Lane,
+    reference: Lane,
+    limits: dict[str, float],
+    settings: dict[str, Any],
+    episode: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Everything about one policy that is not common to all of them, `settings`. episode: as `ratio` takes it."""
     totals, cost = lane.totals(), lane.cost
     floor = cost.floor_ms(**limits)
     parts = dict.fromkeys(part for times in lane.model_ms for part in times if part != "total")
     split = {part: float(np.median([times[part] for times in lane.model_ms])) for part in parts}
     latency, end_to_end = percentiles(totals), percentiles(lane.end_to_end_ms)
-    against = {"against": reference.name}
+    against, (before, after) = {"against": reference.name}, (np.array(one.end_to_end_ms) for one in (reference, lane))
     return {
         "policy": lane.name,
         "depth": lane.runtime.model.depth(),
-        "runtime": lane.runtime.name,
+        "runtime": lane.runtime.title,
         **{k: v for k, v in lane.conditions.items() if k not in settings},
-        "ratio": {**against, **ratio(reference.totals(), totals)},
+        "ratio": {**against, **ratio(reference.totals(), totals, episode=episode)},
         "latency_ms": rounded({**latency, **split}),
-        "end_to_end_ratio": {**against, **ratio(np.array(reference.end_to_end_ms), np.array(lane.end_to_end_ms))},
+        "end_to_end_ratio": {**against, **ratio(before, after, episode=episode)},
         "end_to_end_ms": rounded(end_to_end),
         "hz": round(1e3 / end_to_end["p50"], 3),
         **_routed(lane),
@@ -110,7 +142,7 @@ def fits(lanes: Sequence[Lane]) -> dict[str, Any]:
     found = {lane.name: fit_like(lanes, lane) for lane in firsts} if len(firsts) > 1 else {}
     lines = (
         [
-            {"like": name, "runtime": lane.runtime.name, "steps": lane.conditions["steps"], **line}
+            {"like": name, "runtime": lane.runtime.title, "steps": lane.conditions["steps"], **line}
             for (name, line), lane in zip(found.items(), firsts, strict=True)
             if line is not None
         ]

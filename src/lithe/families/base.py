@@ -140,6 +140,11 @@ class Family(nn.Module, ABC):
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
         """FLOPs, bytes and parameters per component for one chunk at batch 1."""
 
+    def packed_cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
+        """The same in the packed form. A family whose packed form leaves out work that `act` does says so here: else
+        the floor of its fast runtimes is that of eager, and too high."""
+        return self.cost(views, text, steps)
+
     def depth(self, stack: str = "trunk") -> int:
         """Layers of a stack."""
         from lithe.surgery import find_stack, stack_depth

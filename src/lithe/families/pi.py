@@ -428,6 +428,7 @@ class Pi(FlowFamily):
         return PackedPi(self, steps)
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
-        return _cost.pi_cost(
-            self, views or len(self.config.cameras), text or self.config.text, steps or self.config.steps
-        )
+        return _cost.pi_cost(self, views, text, steps)
+
+    def packed_cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
+        return _cost.pi_cost(self, views, text, steps, packed=True)

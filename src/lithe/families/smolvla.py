@@ -354,6 +354,7 @@ class SmolVLA(FlowFamily):
         return PackedSmolVLA(self, steps)
 
     def cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
-        c = self.config
-        empty = c.empty_cameras if c.image_marks is not None else 0
-        return _cost.smolvla_cost(self, (views or len(c.cameras)) + empty, text or c.text, steps or c.steps)
+        return _cost.smolvla_cost(self, views, text, steps)
+
+    def packed_cost(self, views: int | None = None, text: int | None = None, steps: int | None = None) -> Cost:
+        return _cost.smolvla_cost(self, views, text, steps, packed=True)

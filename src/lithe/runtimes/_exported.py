@@ -8,6 +8,7 @@ is asked in torch between the first and the second graph; one that decides on th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import warnings
@@ -37,7 +38,8 @@ Engine = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 class Exported(Fast):
     """A subclass says which packages it `needs`, and opens a file with its engine.
 
-    into: a folder in which the graphs stay, for other engines to read; without it they go with the runtime.
+    into: a folder in which the graphs stay, for other engines to read; without it they go with the runtime. Their
+    names begin with a digest of the policy, so that several may share a folder.
     """
 
     compiles: ClassVar[bool] = True
@@ -67,10 +69,10 @@ class Exported(Fast):
         self.refuse_on_the_way(model)
         self.shapes: Recent[Shape] = Recent(SHAPES)
         if self.into is None:
-            self.home = Path(mkdtemp(prefix="lithe-onnx-"))
+            self.label, self.home = "", Path(mkdtemp(prefix="lithe-onnx-"))
             weakref.finalize(self.shapes, shutil.rmtree, self.home, ignore_errors=True)  # with the last twin
         else:
-            self.home = Path(self.into)
+            self.label, self.home = f"{digest(model)}-", Path(self.into)
             self.home.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
@@ -91,7 +93,7 @@ class Exported(Fast):
 
     def export(self, name: str, function: Callable[[Any], Any], given: dict[str, Any]) -> Graph:
         """A function of a dictionary as a graph of this engine."""
-        path = self.home / f"{name}.onnx"
+        path = self.home / f"{self.label}{name}.onnx"
         made = write(function, given, path)
         return Graph(self.open(path, list(tensors(given))), made)
 
@@ -135,7 +137,16 @@ class Shape:
         name = "-".join([self.name, "layers", *(str(i) for i, run in enumerate(route.run) if run)])
         reads = export(f"{name}-read", read, given)
         met = {"chunk": noise_BHA, "now": form.at(0), **reads.template}
-        return reads, export(f"{name}-step", step, met)
+        return reads, export(f"{name}-step-of-{form.steps}", step, met)
+
+
+def digest(model: Family) -> str:
+    """Eight characters for a policy: other weights or another configuration, other characters."""
+    found = hashlib.sha256(repr(model.describe()).encode())
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:8]
 
 
 def write(function: Callable[[Any], Any], given: dict[str, Any], path: Path) -> Any:

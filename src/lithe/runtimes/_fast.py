@@ -17,7 +17,7 @@ from lithe.families._packed import Feed, PackedModel
 from lithe.families._packing import Tower
 from lithe.families.base import Family
 from lithe.runtimes.base import Runtime
-from lithe.types import Batch, Route
+from lithe.types import Batch, Cost, Route
 
 LIMIT = 1e-3  # of a float32 policy's error, relative to its largest action
 LEAST_COSINE = 0.9999  # of a bfloat16 policy's actions: two roundings of the same sums
@@ -64,6 +64,9 @@ class Fast(Runtime):
         rows = [self.form.trim(batch.take([i]), self.bucketed) for i in range(len(batch))]
         chunks = [self.play(feed, noise_BHA[i : i + 1], trace, route) for i, feed in enumerate(rows)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def cost(self, views: int | None = None, text: int | None = None) -> Cost:
+        return self.model.packed_cost(views, text, self.steps)
 
     def text(self, batch: Batch) -> int:
         return self.form.trim(batch, self.bucketed).batch.text_BT.shape[1]

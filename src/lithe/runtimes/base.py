@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lithe.families.base import Family
-from lithe.types import Batch, Observation, Route, Spec
+from lithe.types import Batch, Cost, Observation, Route, Spec
 
 
 class Runtime(ABC):
@@ -73,6 +73,15 @@ class Runtime(ABC):
     def routed(self) -> bool:
         """Whether the model decides itself which layers run."""
         return self.model.router is not None
+
+    @property
+    def title(self) -> str:
+        """How a bench calls it: its name, and the variant where it was attached with settings that make it another."""
+        return self.name
+
+    def cost(self, views: int | None = None, text: int | None = None) -> Cost:
+        """What one chunk costs in this runtime: `views` cameras, `text` prompt tokens that are computed."""
+        return self.model.cost(views, text, self.steps)
 
     def text(self, batch: Batch) -> int:
         """Prompt tokens that are computed for one observation, padding included where the runtime keeps it."""

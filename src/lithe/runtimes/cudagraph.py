@@ -9,6 +9,7 @@ device; one that decides on the way is refused. Not yet run on a GPU: docs/runti
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from lithe.types import Batch, Route
 
 SHAPES, ROUTES = 8, 16  # graphs kept: shapes of observations, and routes of each of them
 WARMUP = 3  # passes before a capture, in which libraries set up what must not be set up inside it
+BROKEN: list[Any] = []  # graphs whose capture failed, to which torch's allocators may still point
 
 
 class Shape:
@@ -75,6 +77,10 @@ class Cudagraph(Fast):
         self.shapes: Recent[Shape] = Recent(SHAPES)
         self.pool = torch.cuda.graph_pool_handle()
 
+    @property
+    def title(self) -> str:
+        return f"{self.name}-fused" if self.fuse else self.name
+
     def facts(self) -> dict[str, Any]:
         ways = sum(len(shape.routes.kept) for shape in self.shapes.kept.values())
         return {**super().facts(), "graphs": len(self.shapes.kept) + 2 * ways}
@@ -111,19 +117,32 @@ class Cudagraph(Fast):
 
 def captured(function: Callable[[], Any], pool: Any) -> tuple[Any, Any]:
     """A graph of the function, and the static outputs that replaying it fills. Raises ValueError when that fails."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.stream(stream):
             for _ in range(WARMUP):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
+        before.wait_stream(stream)
         with torch.cuda.graph(graph, pool=pool):
             outputs = function()
     except RuntimeError as error:  # out of memory, or an operation that a graph cannot hold
-        raise ValueError(f"capturing a CUDA graph failed ({error}): use the runtime packed or compiled") from error
+        _give_back(graph, before, pool)
+        cause = error.__context__ or error  # to end a capture that went wrong is a second error
+        raise ValueError(f"capturing a CUDA graph failed ({cause}): use the runtime packed or compiled") from error
     return graph, outputs
+
+
+def _give_back(graph: Any, before: Any, pool: Any) -> None:
+    """What torch leaves undone when a capture cannot be ended: its stream stays the current one and its pool under way,
+    and then every later capture of the process fails."""
+    BROKEN.append(graph)
+    torch.cuda.set_stream(before)
+    core: Any = torch._C
+    end = getattr(core, "_cuda_endAllocateToPool", None) or core._cuda_endAllocateCurrentStreamToPool  # torch 2.7
+    with suppress(RuntimeError):  # the pool is not under way: the capture had not begun, or it was ended
+        end(torch.cuda.current_device(), pool)
 
 
 def way_key(route: Route) -> Hashable:

@@ -24,6 +24,10 @@ class Openvino(Exported):
         super().__init__(model, steps, seed, **settings)
 
     @property
+    def title(self) -> str:
+        return f"{self.name}-half" if self.half else self.name
+
+    @property
     def least_cosine(self) -> float | None:  # type: ignore[override]
         return LEAST_COSINE if self.half else None
 

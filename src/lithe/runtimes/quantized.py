@@ -29,6 +29,10 @@ class Quantized(Packed):
         self.choice = Choice(everywhere)
         super().__init__(model, steps, seed)
 
+    @property
+    def title(self) -> str:
+        return f"{self.name}-everywhere" if self.choice.everywhere else self.name
+
     def packed(self) -> Any:
         form = super().packed()
         form.replace_matrices(self.choice)
