@@ -20,7 +20,7 @@ from rich.console import Console
 from lithe import registry, result
 from lithe._facts import facts, trained
 from lithe.evaluate.entrants import entrant
-from lithe.recipe import Recipe, load, parse
+from lithe.recipe import Recipe, load
 
 TEACHER = "teacher"  # how the reference is called in every table
 
@@ -162,20 +162,15 @@ def _student(recipe: Recipe, folder: Path) -> Path:
 
     if not (folder / "result.json").is_file():
         train(recipe, folder)
-    elif _weighty(_begun(folder)) != _weighty(recipe):
+    elif _weighty(json.loads((folder / "recipe.json").read_text())["recipe"]) != _weighty(recipe.resolved()):
         raise ValueError(f"{folder} holds a run of another recipe: choose another --out, or delete that folder")
     return folder / "student"
 
 
-def _begun(folder: Path) -> Recipe:
-    """The recipe of a run; a knob that was not there yet has its default."""
-    path = folder / "recipe.json"
-    return parse(json.loads(path.read_text())["recipe"], str(path))
-
-
-def _weighty(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the weights: neither its name nor what its gate asks."""
-    return {part: value for part, value in recipe.resolved().items() if part not in ("name", "gate")}
+def _weighty(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved recipe decides the weights: neither its name nor what its gate asks. A knob that a method did
+    not have yet is a difference: its default may be another method than before."""
+    return {part: value for part, value in resolved.items() if part not in ("name", "gate")}
 
 
 def _evaluate(common: Recipe, policies: dict[str, str], out: Path) -> dict[str, Any]:

@@ -140,6 +140,11 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(recipes, tmp
     with pytest.raises(pytest.fail.Exception, match="evaluated"):
         reproduce([small], tmp_path, ["gate.points=1"])
     assert (tmp_path / "small" / "result.json").read_bytes() == before
+    known = json.loads((tmp_path / "small" / "recipe.json").read_text())
+    del known["recipe"]["method"]["attention"]  # as of a version without that knob
+    (tmp_path / "small" / "recipe.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match="small holds a run of another recipe"):
+        reproduce([small], tmp_path)
 
 
 def test_a_teacher_that_cannot_act_there_is_refused_before_anything_is_trained(recipes, tmp_path):
