@@ -40,7 +40,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "gates": {"width": 8},
     "star": {"keep": 2, "width": 8},
     "controllers": {"static": (0, 3), "rank": 2, "hidden": 3},
-    "exits": {"exits": (1, 3), "shares": (1.0, 1.0, 1.0), "reference": 0, "action_dim": 4},
+    "exits": {"exits": (2, 3), "shares": (1.0, 1.0, 1.0), "reference": 1, "action_dim": 4},
 }
 
 
@@ -347,7 +347,7 @@ def document() -> dict[str, Any]:
 def test_every_router_s_row_says_everything(document):
     rows = {row["policy"]: row for row in document["rows"]}
     assert json.loads(json.dumps(document)) == document
-    assert {kind: rows[kind]["layers_run"]["mean"] for kind in ("star", "exits")} == {"star": 2.0, "exits": 1.0}
+    assert {kind: rows[kind]["layers_run"]["mean"] for kind in ("star", "exits")} == {"star": 2.0, "exits": 2.0}
     for kind in ROUTERS:
         row = rows[kind]
         assert sum(row["layers_run"]["histogram"].values()) == pytest.approx(1.0) and row["router_flops"] > 0
@@ -362,7 +362,7 @@ def test_the_tables_fit_a_terminal_and_say_what_was_run(document):
     text = page.getvalue()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     flat = " ".join(text.split())
-    for told in ("closed / p50 / open", "2.00 of 4", "1.0/4", "10 recorded observations: 2 episodes, 2 tasks"):
+    for told in ("closed / p50 / open", "2.00 of 4", "2.0/4", "10 recorded observations: 2 episodes, 2 of 2 tasks"):
         assert told in flat, told
     before = result.load(ROOT / "results" / "cpu-epyc-2" / "pi05-mini-metaworld.bench.json")
     page = io.StringIO()

@@ -49,7 +49,7 @@ ONE = "layer scores from 1 frame say nothing about layers, only about that frame
         (EfficientVLA(keep=2), ONE),
         (Dysl(), ONE),
         (Dysl(split=False), "the demonstrations do not say how smoothness changes .* set method.eta and method.eta1"),
-        (Deer(), r"4 exits cannot be fitted to 1 frames: calibrate with more .* or have fewer exits"),
+        (Deer(), r"3 exits cannot be fitted to 1 frames: calibrate with more .* or have fewer exits"),
     ],
 )
 def test_one_frame_is_refused_before_anything_is_trained(method, words, tmp_path):
@@ -59,11 +59,11 @@ def test_one_frame_is_refused_before_anything_is_trained(method, words, tmp_path
 
 
 def test_every_exit_needs_a_frame_and_deer_says_so_at_once(tmp_path):
-    with pytest.raises(ValueError, match="4 exits cannot be fitted to 3 frames"):
-        distill.distill(teacher(), Deer(), frames(1, 3), TRAIN, tmp_path / "run")
+    with pytest.raises(ValueError, match="3 exits cannot be fitted to 2 frames"):
+        distill.distill(teacher(), Deer(), frames(1, 2), TRAIN, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    for method in (Deer(every=2), Deer(keep=2), Deer(opening="never")):
-        assert method.calibrated(teacher(), frames(1, 3)) is method
+    for method in (Deer(every=2), Deer(keep=2), Deer(least=3)):
+        assert method.calibrated(teacher(), frames(1, 2)) is method
 
 
 # -- routers that decide nothing ---------------------------------------------------------------------------------------
@@ -136,4 +136,4 @@ def test_exits_at_which_all_frames_stop_together_are_reported(capsys):
         capsys.readouterr()
         assert distill.finish(method, student, frames(1, 8), torch.device("cpu"))
         heard = capsys.readouterr().err
-        assert ("lithe: all 8 frames stop after 1 of 4 layers" in heard) == (not moved)
+        assert ("lithe: all 8 frames stop after 2 of 4 layers" in heard) == (not moved)

@@ -242,7 +242,7 @@ ROUTERS: dict[str, dict] = {
     "gates": {"width": 8, "always_on": (1,)},
     "star": {"keep": 2, "width": 8},
     "controllers": {"static": (0, 3), "rank": 2, "hidden": 3},
-    "exits": {"exits": (1, 3), "shares": (1.0, 1.0, 1.0), "reference": 0, "action_dim": 4},
+    "exits": {"exits": (2, 3), "shares": (1.0, 1.0, 1.0), "reference": 1, "action_dim": 4},
 }
 ANSWERS = ("its own", "closed", "open")
 every_router = pytest.mark.parametrize("kind", ROUTERS)
@@ -301,7 +301,7 @@ def test_a_repeated_pass_is_paid_twice_and_its_router_once(kind):
 @every_router
 def test_the_bounds_are_the_shortest_and_the_longest_answer(kind):
     model = routed(kind)
-    shortest = {"gates": (1,), "star": (0, 1), "controllers": (0, 3), "exits": (0,)}[kind]
+    shortest = {"gates": (1,), "star": (0, 1), "controllers": (0, 3), "exits": (0, 1)}[kind]
     closed, open_ = of_a_pass(model, "closed")[1], of_a_pass(model, "open")[1]
     assert open_.run == (True,) * 4 and not open_.crossings
     if kind == "star":
