@@ -244,7 +244,13 @@ def test_every_sample_goes_its_own_way_when_acting_as_in_training(family):
 
 # -- the losses --------------------------------------------------------------------------------------------------------
 
-MODES = [{}, {"graph": "mlp_pool"}, {"features": "final"}, {"target": "chunk", "layers": "sum", "skipped": False}]
+MODES = [
+    {},
+    {"graph": "mlp_pool"},
+    {"features": "final"},
+    {"target": "chunk", "layers": "sum", "counted": "run"},
+    {"counted": "all"},
+]
 
 
 @EVERY_FAMILY
@@ -277,11 +283,11 @@ def kd(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: term for name, term in terms.items() if name.startswith("kd/")}
 
 
-@pytest.mark.parametrize("skipped", [True, False])
+@pytest.mark.parametrize("counted", ["read", "run", "all"])
 @pytest.mark.parametrize("layers", ["mean", "sum"])
 @torch.no_grad()
-def test_terms_are_the_slow_formulas(layers, skipped):
-    teacher, method = awake(action_dim=3), small(layers=layers, skipped=skipped, alpha=3.0, eta=0.7, beta=2.0)
+def test_terms_are_the_slow_formulas(layers, counted):
+    teacher, method = awake(action_dim=3), small(layers=layers, counted=counted, alpha=3.0, eta=0.7, beta=2.0)
     student = choosing(cut(teacher, method))
     now = step(method, teacher, student)
     out, omega = now.out, depth_weights(2.0, DEPTH).double()
@@ -292,32 +298,59 @@ def test_terms_are_the_slow_formulas(layers, skipped):
     )
     wanted, run = now.batch.actions_BHA[:, 0, :3].double(), out.route.share_BL.T
     assert 0 < run.mean() < 1
+    counts = [
+        [{"all": True, "run": bool(run[i, a]), "read": bool(run[i + 1 :, a].any())}[counted] for a in range(3)]
+        for i in range(DEPTH)
+    ]
+    assert (counted == "all") == all(map(all, counts))
     expected = dict.fromkeys(("kd/align", "kd/structure", "kd/action", "reg/action", "reg/neighbour"), 0.0)
-    for i in range(DEPTH):
-        for a in range(3):
-            counted = 1.0 if skipped else float(run[i, a])
-            w, before = counted * float(omega[i]) / 3, made[i - 1, a] if i else torch.zeros(3)
+    for a in range(3):
+        total = sum(float(omega[i]) for i in range(DEPTH) if counts[i][a]) if layers == "mean" else 1.0
+        for i in [i for i in range(DEPTH) if counts[i][a] and omega[i]]:
+            w, before = float(omega[i]) / total / 3, made[i - 1, a] if i else torch.zeros(3)
             expected["kd/align"] += 3.0 * w * (1 - float(F.cosine_similarity(mine[i, a], theirs[i, a], dim=0)))
             expected["kd/action"] += 2.0 * w * float((made[i, a] - taught[i, a]).square().mean())
             expected["reg/action"] += 2.0 * w * float((made[i, a] - wanted[a]).square().mean())
             expected["reg/neighbour"] += 2.0 * w * float((made[i, a] - before).square().mean())
-            for b in range(3):
+            for b in [b for b in range(3) if counts[i][b]]:
                 s, t = (F.cosine_similarity(x[i, a], x[i, b], dim=0) for x in (mine, theirs))
-                pair = 1.0 if skipped else float(run[i, b])
-                expected["kd/structure"] += 3.0 * 0.7 * w * pair / 3 * float((s - t).square())
+                expected["kd/structure"] += 3.0 * 0.7 * w / sum(counts[i]) * float((s - t).square())
     found = method.loss(now)
     for name, value in expected.items():
-        assert found[name].item() == pytest.approx(value / (DEPTH if layers == "mean" else 1), rel=1e-4), name
+        assert found[name].item() == pytest.approx(value, rel=1e-4), name
     assert found["task"].item() == pytest.approx(student.task_loss(out).item())
     assert found["note/layers_run"].item() == pytest.approx(run.mean().item())
+
+
+@EVERY_FAMILY
+@torch.no_grad()
+def test_a_stream_that_counts_is_one_that_actions_depend_on(family):
+    """What is added to the stream behind a layer changes the answer exactly where `counted: read` says so."""
+    teacher, method = awake(family), small()
+    for gates in ((0.9, 0.1, 0.9, 0.1), (0.9, 0.9, 0.1, 0.1), (0.1, 0.1, 0.1, 0.9), (0.1, 0.1, 0.1, 0.1)):
+        student, (batch, draw) = fixed(cut(teacher, method), *gates), inputs(teacher)
+        plain = student(batch, draw)
+        counted = method._counted(plain, DEPTH)[:, 0].tolist()
+        for i in range(DEPTH):
+            if gates[i] > 0.5:  # a layer that does not run adds nothing that could be changed
+                layer = student.trunk.layers[i]
+                handle = layer.down_proj.register_forward_hook(lambda _, __, out: out + 1.0)
+                changed = student(batch, draw)
+                handle.remove()
+                assert torch.equal(changed.pred_BRHA, plain.pred_BRHA) != counted[i], (gates, i)
 
 
 @torch.no_grad()
 def test_final_features_are_compared_relative_to_their_size_over_real_tokens():
     teacher, method = awake(), small(features="final", alpha=2.0)
-    now = step(method, teacher, choosing(cut(teacher, method)))
-    mine, theirs = (out.taps[Tap("prefix", DEPTH)][out.prefix_BN].double() for out in now.outs)
-    expected = 2 * (mine - theirs).square().sum() / theirs.square().sum()
+    now = step(method, teacher, choosing(cut(teacher, method), seed=3))
+    last = [max(i for i in range(DEPTH) if open_[i]) for open_ in now.out.route.share_BL]
+    assert len(set(last)) > 1, "all samples end at the same layer"
+    valid, error, size = now.out.prefix_BN, 0.0, 0.0
+    for a, layer in enumerate(last):
+        mine, theirs = (out.taps[Tap("prefix", layer)][a][valid[a]].double() for out in now.outs)
+        error, size = error + (mine - theirs).square().sum(), size + theirs.square().sum()
+    expected = 2 * error / size
     assert method.loss(now)["kd/final"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -415,7 +448,7 @@ def test_the_released_balance_term_asks_for_equal_gates_not_for_few(gates, value
 
 CHANGES: dict[str, Any] = {
     "budget": 0.8, "lambda_budget": 0.5, "budget_on": "gate", "warmup": 0.9, "balance": 0.3, "task": 2.0, "alpha": 0.5,
-    "eta": 0.1, "beta": 0.5, "gamma": 1.0, "layers": "sum", "skipped": False, "features": "final", "graph": "mlp_pool",
+    "eta": 0.1, "beta": 0.5, "gamma": 1.0, "layers": "sum", "counted": "all", "features": "final", "graph": "mlp_pool",
     "target": "last", "neighbours": 1, "inner": 8, "capsule": 4, "heads_share": 0.2, "heads_lr": 1.0, "start": 1.0,
     "threshold": 0.4, "always_on": (1,), "router_width": 4, "train": ("trunk.",), "teacher_draws": 1, "seed": 3,
 }  # fmt: skip
@@ -636,7 +669,7 @@ def test_controls_read_no_more_than_they_use():
     teacher = awake()
     for features, taps, aux, names in (
         ("capsules", 4, {"watch", "heads", "teacher_heads"}, {"task", "kd/align", "reg/budget"}),
-        ("final", 1, {"watch"}, {"task", "kd/final", "reg/budget"}),
+        ("final", 4, {"watch"}, {"task", "kd/final", "reg/budget"}),
         ("none", 0, {"watch"}, {"task", "reg/budget"}),
     ):
         method = small(features=features)

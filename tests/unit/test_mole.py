@@ -309,7 +309,20 @@ def test_cognition_is_exactly_zero_for_equal_streams():
 
 def test_it_looks_at_the_deepest_stream_that_is_read():
     whole = teacher()
-    assert Mole().taps(whole, whole) == ((Tap("prefix", 3),), (Tap("prefix", 3),))
+    student, method = cut(whole, keep=2), Mole(keep=2)
+    batch, draw = inputs(whole)
+    taps = method.taps(student, whole)[0]
+    out, expected = student(batch, draw, taps), whole(batch, draw, taps)
+    found = method.loss(Step(student, batch, out, expected, method.stages()[0], method.aux(whole)))
+    mimic, ends = 0.0, set()
+    for row in range(len(batch)):
+        last = max(layer for layer in range(DEPTH) if out.route.share_BL[row, layer])
+        here = slice(row, row + 1)
+        streams = [o.taps[Tap("prefix", last)][here] for o in (out, expected)]
+        mimic += cognition(*streams, out.prefix_BN[here], True)[0].item() / len(batch)
+        ends.add(last)
+    assert len(ends) > 1, "all observations end at the same layer"
+    assert found["kd/mimic"].item() == pytest.approx(0.25 * mimic, rel=1e-5)
     assert Mole(cog=0.0).taps(whole, whole) == ((), ())
 
 
@@ -372,7 +385,9 @@ def reverse_is_left_out_of_the_mimic_weight(patch):
 
 
 def features_are_compared_at_another_depth(patch):
-    patch.setattr(Mole, "taps", lambda self, *_: ((Tap("prefix", 3),), (Tap("prefix", 2),)))
+    from lithe.methods import mole
+
+    patch.setattr(mole, "deepest", lambda mine, theirs, _: (mine.taps[Tap("prefix", 3)], theirs.taps[Tap("prefix", 2)]))
 
 
 PLANTED = (

@@ -14,9 +14,10 @@ what skipping does; a budget asks for sparsity; heads have a bottleneck (`_graph
 for 1 - cos, which rounding keeps from 0; layers are averaged, and a head answers with the current action. Guessed: the
 budget counts layers that run (`budget_on`), because gates that all wait just below the threshold meet a budget of 0.45
 and run nothing; it grows over a warm-up. In flow policies the tokens are the prefix's, and a skipped layer's capsule is
-that of its input. No layer reads the stream behind the last one there, but the paper's weights omega count it most; it
-is a capsule like all others, and what `features: final` compares. Not here: `released` gates that scale the stream, and
-annealed ones. The router's last layer begins at 0 and `start`, not at N(0, .02), so that every layer runs at first.
+that of its input. Nothing reads the stream behind the last layer that runs, where the paper's weights omega count most:
+the mean over layers is one over streams that are read (`counted`), and `features: final` compares the deepest of them.
+Not here: `released` gates that scale the stream, and annealed ones. The router's last layer begins at 0 and `start`,
+not at N(0, .02), so that every layer runs at first.
 Guessed too: `heads_share` and `heads_lr`. The paper freezes the vision tower: set `train.freeze: [vision.]`.
 """
 
@@ -32,12 +33,14 @@ from torch import Tensor, nn
 
 from lithe.families.base import Family
 from lithe.methods._graph import Heads, HeadSizes, depth_weights, frozen, squares
+from lithe.methods._read import before, deepest, read, runs
 from lithe.methods._watch import PATIENCE, Watch
 from lithe.methods.base import Method, Stage, Step
 from lithe.routers import gates
 from lithe.surgery import InstallRouter, Op
 from lithe.types import Batch, Draw, Out, Route, Tap
 
+TINY = 1e-6  # where nothing counts, the mean over it is 0
 FIRST = 1e-3  # of the stage: the budget's warm-up begins just above 0, as that of the learning rate does
 
 
@@ -58,8 +61,8 @@ class ActDistill(Method):
     beta: float = 1.0  # beta_a, weight of the actions
     gamma: float = 2.0  # deeper layers weigh more; 0 = all the same
     layers: Literal["mean", "sum"] = "mean"  # released: sum
-    skipped: bool = True  # whether the capsules of skipped layers count
-    features: Literal["capsules", "final", "none"] = "capsules"  # final: only the stream behind the last layer
+    counted: Literal["read", "run", "all"] = "read"  # streams that a later layer reads; those of layers that run; all
+    features: Literal["capsules", "final", "none"] = "capsules"  # final: only the deepest stream that is read
     graph: Literal["gat", "mlp_pool"] = "gat"  # mlp_pool: no graph
     target: Literal["current", "chunk", "last"] = "current"  # what heads predict; released: last
     neighbours: int = 8  # k
@@ -112,9 +115,9 @@ class ActDistill(Method):
 
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
         depth = teacher.depth("trunk")
-        first = {"capsules": 1, "final": depth, "none": depth + 1}[self.features]
-        behind = tuple(Tap("prefix", layer) for layer in range(first, depth + 1))
-        return behind, behind
+        behind = tuple(Tap("prefix", layer) for layer in range(1, depth + 1))
+        seen = {"capsules": behind, "final": before(depth), "none": ()}[self.features]
+        return seen, seen
 
     def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
         return batch, draw.first(self.teacher_draws) if self.teacher_draws else draw
@@ -147,7 +150,9 @@ class ActDistill(Method):
         if self.features == "capsules":
             terms |= self._capsules(step)
         elif self.features == "final":
-            terms["kd/final"] = self.alpha * final(*step.outs)
+            out, teacher_out = step.outs
+            streams = deepest(out, teacher_out, step.student.depth("trunk"))
+            terms["kd/final"] = self.alpha * final(*streams, teacher_out.prefix_BN)
         return terms | self._gates(step.out.route, step)
 
     def _wanted(self, step: Step) -> Tensor:
@@ -161,26 +166,32 @@ class ActDistill(Method):
         with torch.no_grad():
             theirs_LBJ, taught_LBF = step.aux["teacher_heads"](*_read(teacher_out))
         mine_LBJ, made_LBF = step.aux["heads"](*_read(out))
-        before_LBF = torch.cat([torch.zeros_like(made_LBF[:1]), made_LBF[:-1].detach()])
+        previous_LBF = torch.cat([torch.zeros_like(made_LBF[:1]), made_LBF[:-1].detach()])
         mine_LBJ, theirs_LBJ = (F.normalize(x, dim=-1) for x in (mine_LBJ, theirs_LBJ))
         structure_LBB = (mine_LBJ @ mine_LBJ.mT - theirs_LBJ @ theirs_LBJ.mT).square()
-        counted_LB = torch.ones_like(mine_LBJ[..., 0])
-        if not self.skipped and out.route is not None and out.route.share_BL is not None:
-            counted_LB = out.route.share_BL.detach().T.to(counted_LB.dtype)
-        pairs_LBB = counted_LB[:, :, None] * counted_LB[:, None, :]
+        counted_LB = self._counted(out, len(mine_LBJ)).to(mine_LBJ)
+        others_L1B = counted_LB[:, None, :] / counted_LB.sum(dim=1).clamp_min(1)[:, None, None]
         found = {
-            "kd/align": (self.alpha, counted_LB * (mine_LBJ - theirs_LBJ).square().sum(dim=-1) / 2),
-            "kd/structure": (self.alpha * self.eta, (pairs_LBB * structure_LBB).mean(dim=-1)),
-            "kd/action": (self.beta, counted_LB * squares(made_LBF, taught_LBF)),
-            "reg/action": (self.beta, counted_LB * squares(made_LBF, self._wanted(step))),
-            "reg/neighbour": (self.beta, counted_LB * squares(made_LBF, before_LBF)),
+            "kd/align": (self.alpha, (mine_LBJ - theirs_LBJ).square().sum(dim=-1) / 2),
+            "kd/structure": (self.alpha * self.eta, (others_L1B * structure_LBB).sum(dim=-1)),
+            "kd/action": (self.beta, squares(made_LBF, taught_LBF)),
+            "reg/action": (self.beta, squares(made_LBF, self._wanted(step))),
+            "reg/neighbour": (self.beta, squares(made_LBF, previous_LBF)),
         }
-        return {name: weight * self._over_layers(loss_LB) for name, (weight, loss_LB) in found.items() if weight}
+        return {name: weight * self._over_layers(x, counted_LB) for name, (weight, x) in found.items() if weight}
 
-    def _over_layers(self, loss_LB: Tensor) -> Tensor:
-        """One number: the mean over samples, weighted by depth."""
-        loss_L = depth_weights(self.gamma, len(loss_LB)).to(loss_LB) * loss_LB.mean(dim=1)
-        return loss_L.sum() if self.layers == "sum" else loss_L.mean()
+    def _counted(self, out: Out, depth: int) -> Tensor:
+        """Which capsules count, [L, B]."""
+        ran_BL = runs(out, depth)
+        return {"read": read(out, depth), "run": ran_BL, "all": torch.ones_like(ran_BL)}[self.counted].T
+
+    def _over_layers(self, loss_LB: Tensor, counted_LB: Tensor) -> Tensor:
+        """One number: the mean over samples of the mean (or sum) over what counts, weighted by depth."""
+        weight_LB = depth_weights(self.gamma, len(loss_LB)).to(loss_LB)[:, None] * counted_LB
+        loss_B = (weight_LB * loss_LB).sum(dim=0)
+        if self.layers == "mean":
+            loss_B = loss_B / weight_LB.sum(dim=0).clamp_min(TINY)
+        return loss_B.mean()
 
     def _gates(self, route: Route, step: Step) -> dict[str, Tensor]:
         """What is asked of the router, and what a user should see of it; nothing where the route was given."""
@@ -213,9 +224,8 @@ def _read(out: Out) -> tuple[list[Tensor], Tensor]:
     return [out.taps[Tap("prefix", layer)] for layer in range(1, len(out.taps) + 1)], out.prefix_BN
 
 
-def final(student: Out, teacher: Out) -> Tensor:
-    """Squared error of the stream behind the last layer, real tokens only, relative to the teacher's size."""
-    (mine,), (theirs,) = student.taps.values(), teacher.taps.values()
-    error_BN, size_BN = squares(mine.float(), theirs.float()), theirs.float().square().mean(dim=-1)
-    valid_BN = teacher.prefix_BN.float()
+def final(mine_BND: Tensor, theirs_BND: Tensor, valid_BN: Tensor) -> Tensor:
+    """Squared error of two streams, real tokens only, relative to the teacher's size."""
+    mine, theirs, valid_BN = mine_BND.float(), theirs_BND.float(), valid_BN.float()
+    error_BN, size_BN = squares(mine, theirs), theirs.square().mean(dim=-1)
     return (error_BN * valid_BN).sum() / (size_BN * valid_BN).sum()

@@ -5,9 +5,9 @@ Paper: "MoLe-VLA: Dynamic Layer-skipping Vision Language Action Model", arXiv 25
     L     = L_task + cog * L_cog + balance * mean_l(hard_l * soft_l)
     L_cog = sum_n M_n ((1 - reverse) * mean_d (f_S - f_T)^2 + reverse * KL(softmax_d f_S || softmax_d f_T))
 
-f is the prefix stream entering the last layer, the deepest that anything reads, each token at unit root mean square; M
-says which tokens are of interest; soft is the router's softmax over layers and hard its `keep` largest, 1 or 0, with
-the gradient of soft (`routers/star.py`). The router and everything else train together, in one stage.
+f is the prefix stream entering the last layer that runs, the deepest that anything reads, and the teacher's there, each
+token at unit root mean square; M says which tokens are of interest; soft is the router's softmax over layers and hard
+its `keep` largest, 1 or 0, with the gradient of soft (`routers/star.py`). Router and all else train in one stage.
 
 Departs from the released code on purpose: skipped layers do not run (that code runs all of them and masks), and the
 balance term has its weight once (there .1 times .1). The teacher is the frozen, un-gated policy; the paper's is an
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lithe.families.base import Family
 from lithe.methods._depth import check
+from lithe.methods._read import before, deepest
 from lithe.methods._watch import PATIENCE, Watch
 from lithe.methods.base import Method, Step
 from lithe.routers.base import pooled
@@ -66,8 +67,8 @@ class Mole(Method):
         return self.keep or (depth + 1) // 2
 
     def taps(self, student: Family, teacher: Family) -> tuple[Sequence[Tap], Sequence[Tap]]:
-        deepest = (Tap("prefix", teacher.depth("trunk") - 1),)
-        return (deepest, deepest) if self.cog else ((), ())
+        seen = before(teacher.depth("trunk")) if self.cog else ()
+        return seen, seen
 
     def asked(self, batch: Batch, draw: Draw) -> tuple[Batch, Draw]:
         return batch, draw.first(self.teacher_draws) if self.teacher_draws else draw
@@ -79,7 +80,7 @@ class Mole(Method):
         out, teacher_out = step.outs
         terms = {"task": step.student.task_loss(out)}
         if self.cog:
-            (mine,), (theirs,) = out.taps.values(), teacher_out.taps.values()
+            mine, theirs = deepest(out, teacher_out, step.student.depth("trunk"))
             mimic, divergence = cognition(mine, theirs, out.prefix_BN, self.interest == "both")
             terms["kd/mimic"] = self.cog * (1 - self.reverse) * mimic
             terms["kd/reverse"] = self.cog * self.reverse * divergence
