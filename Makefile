@@ -27,7 +27,7 @@ format: setup ## rewrite the code in the house format and mend what lint can
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
 
-tables: setup ## rewrite the tables of README.md from results/, of docs/methods.md by probing
+tables: setup ## rewrite the tables of README.md and docs/methods.md, from results/ and by probing
 	$(PYTHON) scripts/tables.py
 	$(PYTHON) scripts/methods.py
 

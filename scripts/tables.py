@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Writes the tables of README.md from the Results under results/; nothing published is typed by hand.
+"""Writes tables from the Results under results/, those of ablations into docs/methods.md, all others into README.md.
+
+Nothing published is typed by hand.
 
 `make tables` rewrites what stands between the markers; `--check` only says whether that is up to date.
 """
@@ -7,31 +9,44 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lithe import result
 
 ROOT = Path(__file__).parent.parent
+ABLATIONS = "*-ablations.eval.json"
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    wanted = text = readme.read_text()
-    for name, made in (("results", tables(ROOT / "results")), ("runtimes", runtimes(ROOT / "results"))):
+    results = ROOT / "results"
+    ablations = sorted(results.rglob(ABLATIONS))
+    boards = [path for path in sorted(results.rglob("*.eval.json")) if path not in ablations]
+    pages = {
+        "README.md": {"results": tables(boards), "runtimes": runtimes(results)},
+        "docs/methods.md": {"ablations": tables(ablations)},
+    }
+    stale = [page for page, made in pages.items() if not _write(ROOT / page, made, "--check" in sys.argv)]
+    return _fail(f"{', '.join(stale)}: not what results/ says, run `make tables`") if stale else 0
+
+
+def _write(page: Path, made: dict[str, str], check: bool) -> bool:
+    """Put each table between its markers; with `check` only say whether they are there already."""
+    wanted = text = page.read_text()
+    for name, table in made.items():
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         before, rest = wanted.split(begin)
-        wanted = f"{before}{begin}{made}{end}{rest.split(end)[1]}"
-    if "--check" in sys.argv:
-        return 0 if wanted == text else _fail("README.md is not what results/ says: run `make tables`")
-    readme.write_text(wanted)
-    return 0
+        wanted = f"{before}{begin}{table}{end}{rest.split(end)[1]}"
+    if not check:
+        page.write_text(wanted)
+    return wanted == text or not check
 
 
-def tables(folder: Path) -> str:
+def tables(paths: Sequence[Path]) -> str:
     """One section per evaluation: success beside the speed measured for the same policies."""
     sections = []
-    for path in sorted(folder.rglob("*.eval.json")):
+    for path in paths:
         evaluation = result.load(path)
         bench_path = path.with_name(path.name.replace(".eval.", ".bench."))
         bench = result.load(bench_path) if bench_path.exists() else {"rows": [], "settings": {}}
