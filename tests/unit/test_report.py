@@ -30,6 +30,7 @@ from lithe.explain import explain
 from lithe.families.pi import Pi
 from lithe.report import report
 from lithe.report.anatomy import kept_layers
+from lithe.report.material import gather
 from lithe.report.scales import Scale, points, short, signed
 from lithe.report.strips import Reel, png, spread, strips
 from lithe.sims.fake import FakeSim
@@ -174,6 +175,17 @@ def test_a_run_counts_as_the_policy_that_was_evaluated_with_its_weights(home, tm
     page = Page(report([home / "eval.json", tmp_path / "another-name"], tmp_path / "page.html"))
     assert "another-name" not in page.seen
     assert "another-name" in Page(report([tmp_path / "another-name"], tmp_path / "page.html")).seen
+
+
+def test_runs_of_equal_weights_keep_their_own_names(home, documents, tmp_path):
+    """An ablation that acts only when the policy runs has the weights of its method."""
+    document, name = documents["eval"], "ablation"
+    document["settings"]["policies"][name] = document["settings"]["policies"]["student"]
+    document["rows"].append({**document["rows"][-1], "policy": name})
+    shutil.copytree(home / "student", tmp_path / name)
+    inputs = [result.save(document, tmp_path / "eval.json"), home / "student", tmp_path / name]
+    told = [run.name for run in gather(inputs).trainings]
+    assert told == ["student", name]
 
 
 def test_a_policy_has_one_colour_and_mark_everywhere(whole):

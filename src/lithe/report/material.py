@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,15 +205,16 @@ def _find_strips(material: Material) -> None:
 
 
 def _recognise(material: Material) -> None:
-    """Gives a run the name under which its weights were evaluated."""
+    """Gives a run the name under which its weights were evaluated: its own, where several had them."""
     bases = {name: base(row) for document in material.evaluations() for name, row in by_policy(document).items()}
-    names = {
-        entrant["weights"]: bases.get(name, name)
-        for document in material.evaluations()
-        for name, entrant in document.get("settings", {}).get("policies", {}).items()
-        if "weights" in entrant
-    }
-    material.trainings = [
-        Training(names.get((t.card or {}).get("sha256", ""), t.name), t.recipe, t.metrics, t.card)
-        for t in material.trainings
-    ]
+    names: dict[str, list[str]] = {}
+    for document in material.evaluations():
+        for name, entrant in document.get("settings", {}).get("policies", {}).items():
+            names.setdefault(entrant.get("weights", ""), []).append(bases.get(name, name))
+    material.trainings = [replace(run, name=_known_as(run, names)) for run in material.trainings]
+
+
+def _known_as(run: Training, names: Mapping[str, Sequence[str]]) -> str:
+    """Ablations that act only when a policy runs, and cuts that came out alike, share their weights with others."""
+    known = names.get(run.card["sha256"], []) if run.card and "sha256" in run.card else []
+    return run.name if run.name in known or not known else known[0]
