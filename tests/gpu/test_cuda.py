@@ -16,6 +16,8 @@ import torch
 
 from lithe import api, registry, surgery
 from lithe.data.fake import FakeData
+from lithe.runtimes import fp8
+from lithe.runtimes._fp8 import Float8
 from lithe.runtimes.base import Runtime
 
 PLACE = os.environ.get("LITHE_GPU", "cuda")
@@ -102,6 +104,23 @@ def test_routes_that_are_decided_ahead_are_followed(runtime, knobs):
     agree(attached, eager, [seen(i) for i in range(4)], 1 - 1e-6)
     routes = [r.run for r in attached.taken]
     assert routes == [r.run for r in eager.taken] and not all(map(all, routes))
+
+
+@needs_cuda
+@every_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_8_bits_stay_close_and_are_asked_inside_graphs(family, dtype):
+    model = policy(family, dtype=dtype)
+    if torch.cuda.get_device_capability() < fp8.ABLE:
+        with pytest.raises(ValueError, match="use cudagraph"):
+            attach("fp8", model)
+        return
+    coarse = fp8.Fp8(model, seed=3, everywhere=True)
+    assert coarse.facts()["rounded"] > 5 * model.depth() and coarse.cosine < 1
+    agree(coarse, attach("eager", model), [seen(i) for i in range(3)], 0.98)
+    wide = torch.randn(2048, 2048, device=PLACE, dtype=dtype)
+    timed = fp8.Fp8.clock(lambda: torch.nn.functional.linear(wide, Float8(wide)))  # type: ignore[arg-type]
+    assert timed > 0
 
 
 @needs_cuda

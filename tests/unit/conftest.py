@@ -1,4 +1,4 @@
-"""What tests of pages share: a browser that draws them, and a look at what it drew."""
+"""What several tests share: a browser that draws pages, a look at what it drew, and CUDA graphs that a CPU replays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
+
+from lithe.runtimes import cudagraph
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
@@ -107,3 +114,35 @@ def browser(tmp_path):
         return found, Image.open(tmp_path / "page.png").convert("RGB")
 
     return draw
+
+
+class Replayed:
+    """Stands in for a CUDA graph: replaying calls the function and writes into the outputs of the capture."""
+
+    captures = 0
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function, self.outputs = function, function()
+        Replayed.captures += 1
+
+    def replay(self) -> None:
+        for old, new in zip(tensors(self.outputs), tensors(self.function()), strict=True):
+            old.copy_(new)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch) -> type[Replayed]:
+    """Captures and replays with a stand-in for the graphs, and counts them."""
+    monkeypatch.setattr(cudagraph.Cudagraph, "devices", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(cudagraph, "captured", lambda function, pool: (made := Replayed(function), made.outputs))
+    monkeypatch.setattr(Replayed, "captures", 0)
+    return Replayed

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -218,47 +218,17 @@ def test_a_failing_compiler_is_said():
 # -- cudagraph, with graphs that a CPU replays -------------------------------------------------------------------------
 
 
-class Replayed:
-    """Stands in for a CUDA graph: replaying calls the function and writes into the outputs of the capture."""
-
-    captures = 0
-
-    def __init__(self, function: Callable[[], Any]):
-        self.function, self.outputs = function, function()
-        Replayed.captures += 1
-
-    def replay(self) -> None:
-        for old, new in zip(tensors(self.outputs), tensors(self.function()), strict=True):
-            old.copy_(new)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if is_dataclass(value):
-        value = [getattr(value, field.name) for field in fields(value)]
-    return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
-
-
-@pytest.fixture
-def graphs_on_cpu(monkeypatch):
-    monkeypatch.setattr(Cudagraph, "devices", ("cpu",))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(cudagraph, "captured", lambda function, pool: (made := Replayed(function), made.outputs))
-    monkeypatch.setattr(Replayed, "captures", 0)
-
-
 def test_graphs_are_kept_by_shape_and_route(graphs_on_cpu, monkeypatch):
     model = policy(router=Ahead)
     eager, runtime = Eager(model), Cudagraph(model)
-    Replayed.captures = 0
+    graphs_on_cpu.captures = 0
     runtime.shapes.kept.clear()
     held: list[tuple[Tensor, Tensor]] = []
 
     def ask(seed: int, words: int, live: int = 3) -> int:
-        before, batch = Replayed.captures, observation(model, seed, live, words)
+        before, batch = graphs_on_cpu.captures, observation(model, seed, live, words)
         held.append((runtime.chunk(batch, noise(model, seed)), eager.chunk(batch, noise(model, seed))))
-        return Replayed.captures - before
+        return graphs_on_cpu.captures - before
 
     assert [ask(0, 5), ask(1, 11), ask(2, 12)] == [3, 0, 0], "one bucket, one route: three graphs once"
     assert [ask(3, 13), ask(4, 16), ask(5, 5)] == [2, 0, 0], "another route has its own prefix and denoise"

@@ -50,8 +50,14 @@ def test_a_runtime_that_cannot_be_attached_fails_the_run_and_leaves_the_other_ro
 
 def test_the_best_runtime_of_a_depth_is_held_to_its_target(gpu):
     rows = [
-        {"policy": policy, "depth": depth, "latency_ms": {"p50": p50}}
-        for policy, depth, p50 in (("a", 18, 40.0), ("b", 18, 12.6), ("c", 6, 5.1), ("d", 9, 1.0))
+        {"policy": policy, "runtime": runtime, "depth": depth, "latency_ms": {"p50": p50}}
+        for policy, runtime, depth, p50 in (
+            ("a", "eager", 18, 40.0),
+            ("b", "cudagraph", 18, 12.6),
+            ("c", "cudagraph", 6, 5.1),
+            ("d", "cudagraph", 9, 1.0),
+            ("e", "fp8", 6, 4.0),
+        )
     ]
     assert gpu.verdicts(rows) == ["b: 12.60 ms, target 12.7: met", "c: 5.10 ms, target 5.0: NOT MET"]
 

@@ -17,11 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lithe.measure import wall_ms
-
-SMALLEST = 1 << 18  # numbers in a matrix that is worth it at all
-WINS, REPEATS, TOKENS = 1.2, 5, 256  # so many times faster, at best of so many calls, of at most so many tokens
-
 
 class Int8:
     """weight: [out, in]. The result has the type of what is multiplied."""
@@ -32,7 +27,12 @@ class Int8:
         zero = torch.zeros(len(wide), dtype=torch.int64)
         rounded = torch.quantize_per_channel(wide, scale, zero, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
-        self.shape, self.nbytes = weight.shape, wide.numel() + 8 * len(wide)
+        self.nbytes = wide.numel() + 8 * len(wide)
+
+    @classmethod
+    def takes(cls, weight: Tensor) -> bool:
+        """Whether a matrix of this shape can be multiplied so."""
+        return True
 
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,36 +51,3 @@ def vnni() -> bool:
     """Whether the sums of two 8-bit products have room, or 7 bits must do."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_vnni") or able.get("avx_vnni"))
-
-
-class Choice:
-    """Which matrices are kept in 8 bits: those that were seen to win, each shape timed once."""
-
-    def __init__(self, everywhere: bool):
-        self.everywhere, self.kept, self.bytes = everywhere, 0, 0
-        self.speedups: dict[str, float] = {}  # "tokens x in x out, dtype" -> how many times faster
-
-    def __call__(self, weight: Tensor, tokens: int) -> Any:
-        """The weight in 8 bits, or as it is."""
-        if not self.everywhere and weight.numel() < SMALLEST:
-            return weight
-        made = Int8(weight)
-        if not self.everywhere and self._speedup(weight, made, min(tokens, TOKENS)) < WINS:
-            return weight
-        self.kept, self.bytes = self.kept + 1, self.bytes + made.nbytes
-        return made
-
-    def _speedup(self, weight: Tensor, made: Int8, tokens: int) -> float:
-        rows, columns = weight.shape
-        key = f"{tokens}x{columns}x{rows}, {str(weight.dtype)[6:]}"
-        if key not in self.speedups:
-            self.speedups[key] = self._timed(weight, made, tokens)
-        return self.speedups[key]
-
-    def _timed(self, weight: Tensor, made: Int8, tokens: int) -> float:
-        x = torch.randn(1, tokens, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-
-        def best_ms(matrix: Any) -> float:
-            return min(wall_ms(lambda: F.linear(x, matrix)) for _ in range(REPEATS))
-
-        return round(best_ms(weight) / best_ms(made), 2)

@@ -1,4 +1,4 @@
-"""The packed form with matrices in 8 bits where this CPU multiplies them faster; everything else as it was.
+"""The packed form with matrices in 8-bit integers where this CPU multiplies them faster; everything else as it was.
 
 Which ones is found by timing each shape once when the runtime is attached: a small policy keeps none and is what
 `packed` is. Actions differ from eager's by more than rounding; `error` and `cosine` say by how much, and below
@@ -7,42 +7,23 @@ Which ones is found by timing each shape once when the runtime is attached: a sm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from lithe.families.base import Family
-from lithe.runtimes._int8 import Choice
+from lithe.measure import wall_ms
+from lithe.runtimes._int8 import Int8
+from lithe.runtimes._rounded import Rounded
 from lithe.runtimes.packed import Packed
 
 
-class Quantized(Packed):
-    """everywhere: round all matrices whatever it brings, to look at the error. Raises ValueError away from CPUs."""
+class Quantized(Rounded, Packed):
+    """Raises ValueError away from CPUs: `fp8` is for GPUs."""
 
     name: ClassVar[str] = "quantized"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    least_cosine: ClassVar[float | None] = 0.99
+    kind: ClassVar[Any] = Int8
+    tokens: ClassVar[int] = 256
 
-    def __init__(self, model: Family, steps: int | None = None, seed: int = 0, everywhere: bool = False):
-        self.choice = Choice(everywhere)
-        super().__init__(model, steps, seed)
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}-everywhere" if self.choice.everywhere else self.name
-
-    def packed(self) -> Any:
-        form = super().packed()
-        form.replace_matrices(self.choice)
-        return form
-
-    def held(self) -> Iterator[Tensor]:
-        """Torch keeps 8-bit matrices in objects of its own: they are counted by an empty tensor of their size."""
-        yield from super().held()
-        yield torch.empty(self.choice.bytes, dtype=torch.uint8, device="meta")
-
-    def facts(self) -> dict[str, Any]:
-        """Also how many matrices are in 8 bits, and the shapes that were tried."""
-        return {**super().facts(), "int8": self.choice.kept, "int8_speedups": self.choice.speedups}
+    @staticmethod
+    def clock(call: Callable[[], Any]) -> float:
+        return wall_ms(call)
