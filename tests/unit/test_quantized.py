@@ -148,6 +148,18 @@ def test_a_product_for_graphs_is_timed_inside_one(graphs_on_cpu, monkeypatch):
     assert graphs_on_cpu.captures == 1 and len(calls) == 1 + fp8.REPLAYS
 
 
+def test_a_gpu_is_given_rows_one_behind_the_other(monkeypatch):
+    given: list[bool] = []
+
+    def multiplied(x: Any, weight: Any, *scales: Any, out_dtype: Any) -> Any:
+        given.append(x.is_contiguous() and weight.t().is_contiguous())
+        return torch.zeros(len(x), weight.shape[1])
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiplied)
+    F.linear(torch.randn(32, 5).t(), Float8(torch.randn(48, 32)))  # type: ignore[arg-type]
+    assert given == [True]
+
+
 def test_what_fp8_cannot_multiply_stays_as_it_is():
     choice = _rounded.Choice(Float8, lambda call: 1.0, 8, everywhere=True)
     odd, even = torch.randn(16, 24), torch.randn(16, 32)

@@ -47,6 +47,6 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _product(input: Tensor, weight: Float8, bias: Tensor | None = None) -> Tensor:
     """With the arguments of `F.linear`."""
-    x, scale = rounded(input.flatten(0, -2))
+    x, scale = rounded(input.flatten(0, -2).contiguous())
     made: Tensor = torch._scaled_mm(x, weight.rounded.t(), scale, weight.scale, out_dtype=input.dtype)
     return (made if bias is None else made + bias).unflatten(0, input.shape[:-1])
