@@ -1,7 +1,6 @@
 #!/usr/bin/env python
-"""Writes tables from the Results under results/, those of ablations into docs/methods.md, all others into README.md.
-
-Nothing published is typed by hand.
+"""Writes tables from the Results under results/: ablations into docs/methods.md, real time into docs/realtime.md, the
+others into README.md. Nothing published is typed by hand.
 
 `make tables` rewrites what stands between the markers; `--check` only says whether that is up to date.
 """
@@ -16,16 +15,19 @@ from typing import Any
 from lithe import result
 
 ROOT = Path(__file__).parent.parent
-ABLATIONS = "*-ablations.eval.json"
+ABLATIONS, REALTIME = "*-ablations.eval.json", "*-realtime-*.eval.json"
 
 
 def main() -> int:
     results = ROOT / "results"
-    ablations = sorted(results.rglob(ABLATIONS))
-    boards = [path for path in sorted(results.rglob("*.eval.json")) if path not in ablations]
+    ablations, late = (sorted(results.rglob(kind)) for kind in (ABLATIONS, REALTIME))
+    boards = [path for path in sorted(results.rglob("*.eval.json")) if path not in ablations + late]
     pages = {
         "README.md": {"results": tables(boards), "runtimes": runtimes(results)},
         "docs/methods.md": {"ablations": tables(ablations)},
+        "docs/realtime.md": {
+            "realtime": "\n".join(realtime(path.relative_to(ROOT), result.load(path)) for path in late)
+        },
     }
     stale = [page for page, made in pages.items() if not _write(ROOT / page, made, "--check" in sys.argv)]
     return _fail(f"{', '.join(stale)}: not what results/ says, run `make tables`") if stale else 0
@@ -63,14 +65,14 @@ def runtimes(folder: Path) -> str:
 def _runtimes(path: Path, bench: dict[str, Any]) -> str:
     settings, rows = bench["settings"], bench["rows"]
     against = f"x faster than {rows[0]['ratio']['against']} (95 %)"
+    peers = ", which says of LeRobot's rows what is equal and what is not" if any("beside" in r for r in rows) else ""
     lines = [
         f"| policy / runtime | layers | {against} | end to end | share of floor | error to eager |",
         "|---|--:|--:|--:|--:|--:|",
         *map(_runtime, rows),
         "",
-        f"{path.name.removesuffix('-runtimes.bench.json')}, {settings['dtype']}, {settings['views']} views, "
-        f"{settings['steps']} steps, {timed_on(bench)}. Source: `{path}`, which says of LeRobot's rows what is equal "
-        "and what is not.",
+        f"{path.name.removesuffix('-runtimes.bench.json')}, {settings.get('dtype', rows[0].get('dtype'))}, "
+        f"{settings['views']} views, {settings['steps']} steps, {timed_on(bench)}. Source: `{path}`{peers}.",
         "",
     ]
     return "\n".join(lines)
@@ -87,6 +89,49 @@ def _runtime(row: dict[str, Any]) -> str:
         "" if error is None else f"{error:.0e}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def realtime(path: Path, evaluation: dict[str, Any]) -> str:
+    """One table per evaluation in real time."""
+    settings, rows = evaluation["settings"], evaluation["rows"]
+    against = next(row["paired"]["against"] for row in rows if "paired" in row)
+    lines = [
+        f"### {path.name.removesuffix('.eval.json')}",
+        "",
+        f"| {' | '.join(('policy', *LATE, f'against {against}, points', 'reaction, ms (95 %)'))} |",
+        f"|---|{'--:|' * (len(LATE) + 2)}",
+        *map(_late, rows),
+        "",
+        f"Execution {settings['execution']}, {settings['fps']} steps a second, something moves by a "
+        f"{settings['sim_options']['moving']}; {len(settings['tasks'])} tasks, {settings['episodes']} episodes each; "
+        f"{_latencies(settings)}commit {evaluation['commit']}. Source: `{path}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+LATE = ("latency, ms", "steps late", "stood still", "success (95 %)")
+
+
+def _late(row: dict[str, Any]) -> str:
+    late, reaction = row["realtime"], row["reaction"]["seconds"]
+    ends = [f"{1e3 * reaction[end]:.0f}" if end in reaction else "∞" for end in ("low", "high")]
+    cells = [
+        late["policy"],
+        f"{late['latency_ms']:.3g}",
+        str(late["delay"]),
+        f"{100 * row['held']:.0f} %",
+        _rate(row["success"]),
+        _points(row.get("paired")),
+        f"{1e3 * reaction['median']:.0f} [{', '.join(ends)}]" if "median" in reaction else "not reached",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _latencies(settings: dict[str, Any]) -> str:
+    """Where those came from that are no round number."""
+    told = [f"{source['machine']}, {source['runtime']}, end to end" for source in settings.get("latency_from", [])]
+    return f"measured latencies: {'; '.join(told)}; " if told else ""
 
 
 def section(path: Path, evaluation: dict[str, Any], bench: dict[str, Any]) -> str:
@@ -121,7 +166,7 @@ ABOUT_ROUTED = (
 def timed_on(bench: dict[str, Any]) -> str:
     """How a bench was taken: what the policies saw, and where it stood."""
     settings, hardware = bench["settings"], bench["hardware"]
-    seen = ""
+    seen = "random weights and observations, " if settings.get("inputs") == "random" else ""
     if "episodes" in settings:
         of_all = f" of {settings['tasks_in_data']}" if "tasks_in_data" in settings else ""
         tasks = f" of {settings['tasks']}{of_all} tasks" if "tasks" in settings else ""
@@ -134,17 +179,28 @@ def timed_on(bench: dict[str, Any]) -> str:
 
 
 def _row(row: dict[str, Any], timed: dict[str, Any], routed: bool) -> str:
-    success, paired, ratio = row["success"], row.get("paired"), timed.get("ratio")
-    points = {key: 100 * paired[key] for key in ("difference", "low", "high")} if paired else None
+    ratio = timed.get("ratio")
     cells = [
         row["policy"],
         _layers(row.get("layers_run"), timed),
-        f"{100 * success['rate']:.1f} % [{100 * success['low']:.1f}, {100 * success['high']:.1f}], n = {success['n']}",
-        f"{points['difference']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]" if points else "",
+        _rate(row["success"]),
+        _points(row.get("paired")),
         f"{ratio['p50']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
         f"{sum(timed['parameters'].values()) / 1e6:.2f} M" if "parameters" in timed else "",
     ]
     return f"| {' | '.join([*cells, *(_routed(timed) if routed else [])])} |"
+
+
+def _rate(success: dict[str, Any]) -> str:
+    rate, low, high = (100 * success[key] for key in ("rate", "low", "high"))
+    return f"{rate:.1f} % [{low:.1f}, {high:.1f}], n = {success['n']}"
+
+
+def _points(paired: dict[str, Any] | None) -> str:
+    if paired is None:
+        return ""
+    difference, low, high = (100 * paired[key] for key in ("difference", "low", "high"))
+    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _layers(ran: dict[str, Any] | None, timed: dict[str, Any]) -> str:

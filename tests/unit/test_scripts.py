@@ -81,3 +81,28 @@ def test_a_table_says_how_its_times_were_taken(tables):
     for words in ("WHILE THE MACHINE WAS BUSY", "packed runtime", "another CPU", "commit c0ffee"):
         assert words in told and words not in tables.section(path, evaluation, bench)
     assert "Speed" not in tables.section(path, evaluation, {"rows": [], "settings": {}})
+
+
+def test_a_table_of_real_time_says_how_late_how_good_and_how_fast(tables):
+    def row(name: str, ms: float, delay: int, seconds: dict[str, float], **more: object) -> dict:
+        late = {"policy": name, "latency_ms": ms, "delay": delay}
+        success = {"rate": 0.5, "low": 0.25, "high": 0.75, "n": 16}
+        return {"policy": f"{name}@{ms:g}ms", "realtime": late, "held": 0.125, "success": success, **more} | {
+            "reaction": {"seconds": seconds, "moved": 16, "missed": 0}
+        }
+
+    paired = {"against": "teacher@0ms", "difference": -0.25, "low": -0.5, "high": 0.0}
+    source = {"machine": "a CPU", "runtime": "eager", "file": "bench.json"}
+    settings = {"execution": "async", "fps": 80, "tasks": ["open"], "episodes": 16, "sim_options": {"moving": "jump"}}
+    rows = [
+        row("teacher", 0, 0, {"median": 0.05, "low": 0.025, "high": 0.075}),
+        row("student", 31.94, 3, {"median": 0.1, "low": 0.05}, paired=paired),
+        row("student", 100, 8, {"low": 0.5}, paired=paired),
+    ]
+    evaluation = {"settings": settings | {"latency_from": [source]}, "rows": rows, "commit": "c0ffee"}
+    told = tables.realtime(Path("results/x-realtime-async.eval.json"), evaluation)
+    assert "against teacher@0ms, points" in told and "async, 80 steps a second" in told
+    assert "measured latencies: a CPU, eager, end to end" in told
+    assert "| teacher | 0 | 0 | 12 % | 50.0 % [25.0, 75.0], n = 16 |  | 50 [25, 75] |" in told
+    assert "| student | 31.9 | 3 | 12 % | 50.0 % [25.0, 75.0], n = 16 | -25.0 [-50.0, +0.0] | 100 [50, ∞] |" in told
+    assert told.count("not reached") == 1
