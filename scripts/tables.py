@@ -102,7 +102,7 @@ def realtime(path: Path, evaluation: dict[str, Any]) -> str:
         f"|---|{'--:|' * (len(LATE) + 2)}",
         *map(_late, rows),
         "",
-        f"Execution {settings['execution']}, {settings['fps']} steps a second, something moves by a "
+        f"Execution {settings['execution']}, {settings['fps']:g} steps a second, something moves by a "
         f"{settings['sim_options']['moving']}; {len(settings['tasks'])} tasks, {settings['episodes']} episodes each; "
         f"{_latencies(settings)}commit {evaluation['commit']}. Source: `{path}`.",
         "",
