@@ -26,7 +26,7 @@ class Fp8(Rounded, cudagraph.Cudagraph):
 
     name: ClassVar[str] = "fp8"
     kind: ClassVar[Any] = Float8
-    tokens: ClassVar[int] = 1 << 20
+    tokens: ClassVar[int] = 1 << 20  # no limit: a GPU is timed with all that meet a matrix
 
     def prepare(self, model: Family) -> None:
         able = torch.cuda.get_device_capability(self.place)
